@@ -4,5 +4,6 @@
 //! W [N, K] (N outputs, K inputs), its low-rank factors A [N, r] and B [r, K].
 
 pub mod error;
+pub mod format;
 
 pub use error::{Error, Result};
