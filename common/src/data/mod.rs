@@ -1,0 +1,3 @@
+//! From text to batches of tokens.
+
+pub mod text;
