@@ -6,5 +6,6 @@
 pub mod data;
 pub mod error;
 pub mod format;
+pub mod score;
 
 pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! How good a model is: what `eval` measures.
+
+pub mod tasks;
