@@ -1,0 +1,55 @@
+# make help says what there is. The recipes are pipelines/run with one file per model and one per scheme.
+
+PREFIX ?= /usr/local
+PROG_PREFIX ?= lrqat-
+CARGO ?= cargo
+CARGO_TARGET_DIR ?= target
+
+programs := ptq-init lr-wrap shard qat-step fold eval
+models := $(notdir $(wildcard pipelines/models/*))
+schemes := $(notdir $(wildcard pipelines/schemes/*))
+recipes := $(foreach model,$(models),$(addprefix $(model)-,$(schemes)))
+
+.DEFAULT_GOAL := help
+.PHONY: help build check test demo install $(recipes)
+
+help:
+	@echo 'make demo       a tiny model through all stages at w3pc, ending in a table; under a minute after the build'
+	@echo 'make test       all tests'
+	@echo 'make build      the six tools, into $(CARGO_TARGET_DIR)/release/'
+	@echo 'make check      formatting and lints'
+	@echo 'make install    the tools into $(PREFIX)/bin, named $(PROG_PREFIX)fold and so on (PREFIX=, PROG_PREFIX=)'
+	@echo
+	@echo 'make MODEL-SCHEME [MODEL=path] [DATA="text..."] [EVAL="text..."] [TASKS=folder] ...    one recipe, into run/'
+	@echo '    models      $(models)'
+	@echo '    schemes     $(schemes)'
+	@echo '    make smollm2-135m-w4pc fetches its model; the others need MODEL= or models/MODEL/'
+	@echo '    all settings: pipelines/run --help'
+	@echo
+	@echo 'A recipe stopped early goes on when typed again. make exits 2 whatever the reason; where the status matters'
+	@echo '(75: stopped early, run again), as in batch scripts, call pipelines/run MODEL-SCHEME instead.'
+
+build:
+	$(CARGO) build --release
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+
+test:
+	$(CARGO) test --release --workspace
+	tests/pipelines/run_test.sh
+
+demo: demo-w3pc
+
+# What is missing is said before the build, which takes minutes.
+$(recipes):
+	@pipelines/run --check $@
+	@$(MAKE) --no-print-directory build
+	@pipelines/run $@
+
+install: build
+	install -d '$(DESTDIR)$(PREFIX)/bin'
+	for program in $(programs); do \
+	    install -m 755 "$(CARGO_TARGET_DIR)/release/$$program" "$(DESTDIR)$(PREFIX)/bin/$(PROG_PREFIX)$$program" || exit 1; \
+	done
