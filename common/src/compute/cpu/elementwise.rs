@@ -1,0 +1,147 @@
+//! Ops that take one element at a time: SwiGLU (Shazeer, 2020) and the residual sum.
+
+use rayon::prelude::*;
+
+use super::PART;
+use super::simd::{exp, simd};
+
+/// out = silu(gate)∘up, silu(x) = x·σ(x)
+pub fn swiglu_forward(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert!(gate.len() == up.len() && gate.len() == out.len(), "swiglu: shapes");
+    out.par_chunks_mut(PART).zip(gate.par_chunks(PART)).zip(up.par_chunks(PART)).for_each(|((out, gate), up)| {
+        simd(
+            #[inline(always)]
+            || {
+                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                    *out = gate * sigmoid(*gate) * up;
+                }
+            },
+        )
+    });
+}
+
+/// dgate = dout∘up∘silu'(gate), dup = dout∘silu(gate)
+pub fn swiglu_backward(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    let n = gate.len();
+    assert!(n == up.len() && n == dout.len() && n == dgate.len() && n == dup.len(), "swiglu: shapes");
+    let gradients = dgate.par_chunks_mut(PART).zip(dup.par_chunks_mut(PART));
+    let inputs = gate.par_chunks(PART).zip(up.par_chunks(PART)).zip(dout.par_chunks(PART));
+    gradients.zip(inputs).for_each(|((dgate, dup), ((gate, up), dout))| {
+        simd(
+            #[inline(always)]
+            || {
+                for ((((dgate, dup), gate), up), dout) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dout) {
+                    (*dgate, *dup) = swiglu_gradient(*gate, *up, *dout);
+                }
+            },
+        )
+    });
+}
+
+/// [`swiglu_backward`] that overwrites `gate` with dgate and `up` with dup.
+pub fn swiglu_backward_in_place(gate: &mut [f32], up: &mut [f32], dout: &[f32]) {
+    assert!(gate.len() == up.len() && gate.len() == dout.len(), "swiglu: shapes");
+    gate.par_chunks_mut(PART).zip(up.par_chunks_mut(PART)).zip(dout.par_chunks(PART)).for_each(|((gate, up), dout)| {
+        simd(
+            #[inline(always)]
+            || {
+                for ((gate, up), dout) in gate.iter_mut().zip(up).zip(dout) {
+                    (*gate, *up) = swiglu_gradient(*gate, *up, *dout);
+                }
+            },
+        )
+    });
+}
+
+/// x += y
+pub fn add(x: &mut [f32], y: &[f32]) {
+    assert!(x.len() == y.len(), "add: shapes");
+    x.par_chunks_mut(PART).zip(y.par_chunks(PART)).for_each(|(x, y)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (x, y) in x.iter_mut().zip(y) {
+                    *x += y;
+                }
+            },
+        )
+    });
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// silu'(x) = σ(x)·(1 + x·(1 - σ(x)))
+#[inline(always)]
+fn swiglu_gradient(gate: f32, up: f32, dout: f32) -> (f32, f32) {
+    let s = sigmoid(gate);
+    let slope = s * gate.mul_add(1.0 - s, 1.0);
+    (dout * up * slope, dout * (gate * s))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::cpu::testing::{assert_close, check_gradient, fixture, on_every_isa, on_thread_pools, random};
+
+    #[test]
+    fn as_pytorch() {
+        let t = |part: &str| fixture(&format!("swiglu.{part}"));
+        let (gate, up, dout) = (t("gate"), t("up"), t("dout"));
+        let mut out = vec![0.0; gate.len()];
+        swiglu_forward(&gate, &up, &mut out);
+        assert_close(&out, &t("out"), 1e-6);
+        let (mut dgate, mut dup) = (vec![7.0; gate.len()], vec![7.0; gate.len()]);
+        swiglu_backward(&gate, &up, &dout, &mut dgate, &mut dup);
+        assert_close(&dgate, &t("dgate"), 1e-6);
+        assert_close(&dup, &t("dup"), 1e-6);
+        let (mut in_gate, mut in_up) = (gate.clone(), up.clone());
+        swiglu_backward_in_place(&mut in_gate, &mut in_up, &dout);
+        assert_eq!((in_gate, in_up), (dgate, dup));
+    }
+
+    #[test]
+    fn gradient_by_finite_differences() {
+        let n = 50;
+        let (gate, up, dout) = (random(1, n), random(2, n), random(3, n));
+        let (mut dgate, mut dup) = (vec![0.0; n], vec![0.0; n]);
+        swiglu_backward(&gate, &up, &dout, &mut dgate, &mut dup);
+        let silu = |x: f64| x / (1.0 + (-x).exp());
+        check_gradient(&gate, &dgate, 1e-5, |gate| {
+            (0..n).map(|i| silu(gate[i]) * f64::from(up[i]) * f64::from(dout[i])).sum()
+        });
+        check_gradient(&up, &dup, 1e-5, |up| {
+            (0..n).map(|i| silu(f64::from(gate[i])) * up[i] * f64::from(dout[i])).sum()
+        });
+    }
+
+    #[test]
+    fn saturated_gates_stay_finite() {
+        let gate = [-1e30, -200.0, -90.0, 90.0, 200.0, 1e30];
+        let mut out = [0.0; 6];
+        swiglu_forward(&gate, &[1.0; 6], &mut out);
+        assert_eq!(out[0], 0.0);
+        assert_eq!(out[1], 0.0);
+        assert_eq!(out[3..], [90.0, 200.0, 1e30]);
+        let (mut dgate, mut dup) = ([0.0; 6], [0.0; 6]);
+        swiglu_backward(&gate, &[1.0; 6], &[1.0; 6], &mut dgate, &mut dup);
+        assert_eq!(dgate[3..], [1.0; 3]);
+        assert!(dgate[..3].iter().all(|x| x.abs() < 1e-30), "{dgate:?}");
+    }
+
+    #[test]
+    fn same_bits_for_every_pool_and_instruction_set() {
+        let n = 100_001;
+        let (gate, up, dout) = (random(1, n), random(2, n), random(3, n));
+        on_thread_pools(|| {
+            let (mut out, mut dgate, mut dup) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+            swiglu_forward(&gate, &up, &mut out);
+            swiglu_backward(&gate, &up, &dout, &mut dgate, &mut dup);
+            add(&mut out, &dup);
+            [out, dgate, dup].concat()
+        });
+        on_every_isa(|| (0..999).map(|i| swiglu_gradient(gate[i], up[i], dout[i]).0).collect());
+    }
+}

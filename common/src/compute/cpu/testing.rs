@@ -1,0 +1,76 @@
+//! What the tests of the kernels share: seeded values, PyTorch's values, comparisons.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use rayon::ThreadPoolBuilder;
+
+/// n values in [-2, 2)
+pub fn random(seed: u64, n: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..n).map(|_| (rng.next_u32() >> 8) as f32 / (1 << 22) as f32 - 2.0).collect()
+}
+
+/// A tensor of tests/data/ops.safetensors, which tests/data/make_ops.py computes with PyTorch.
+pub fn fixture(name: &str) -> Vec<f32> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/ops.safetensors");
+    let bytes = std::fs::read(path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+    tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// |got - expected| ≤ tolerance · (1 + |expected|) everywhere
+pub fn assert_close(got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len());
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!(
+            (got - expected).abs() <= tolerance * (1.0 + expected.abs()),
+            "element {i}: {got}, expected {expected}"
+        );
+    }
+}
+
+/// `gradient` against central differences of `f`, computed in f64.
+pub fn check_gradient(x: &[f32], gradient: &[f32], tolerance: f32, f: impl Fn(&[f64]) -> f64) {
+    let mut x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+    let h = 1e-5;
+    let mut expected = Vec::new();
+    for i in 0..x.len() {
+        let at = x[i];
+        x[i] = at + h;
+        let above = f(&x);
+        x[i] = at - h;
+        let below = f(&x);
+        x[i] = at;
+        expected.push(((above - below) / (2.0 * h)) as f32);
+    }
+    assert_close(gradient, &expected, tolerance);
+}
+
+/// Runs `f` with one, two and three threads; the bits must agree.
+pub fn on_thread_pools(f: impl Fn() -> Vec<f32> + Sync) {
+    let run = |threads| ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(&f);
+    let one = bits(&run(1));
+    assert!(bits(&run(2)) == one, "two threads differ from one");
+    assert!(bits(&run(3)) == one, "three threads differ from one");
+}
+
+/// Runs `f` compiled for the baseline and for what else this machine has; the bits must agree.
+#[inline(always)]
+pub fn on_every_isa(f: impl Fn() -> Vec<f32>) {
+    let baseline = bits(&f());
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(avx2) = pulp::x86::V3::try_new() {
+            assert!(bits(&avx2.vectorize(&f)) == baseline, "AVX2 differs from the baseline");
+        }
+        if let Some(avx512) = pulp::x86::V4::try_new() {
+            assert!(bits(&avx512.vectorize(&f)) == baseline, "AVX-512 differs from the baseline");
+        }
+    }
+    assert!(bits(&super::simd::simd(&f)) == baseline, "the chosen instruction set differs from the baseline");
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}

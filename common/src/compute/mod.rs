@@ -1,0 +1,3 @@
+//! The arithmetic of the model's layers, by device.
+
+pub mod cpu;
