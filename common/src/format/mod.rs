@@ -1,3 +1,6 @@
 //! Bytes to named tensors and back.
 
+pub mod ggml_blocks;
+pub mod gguf;
+mod gguf_header;
 pub mod mmap;
