@@ -3,4 +3,6 @@
 pub mod ggml_blocks;
 pub mod gguf;
 mod gguf_header;
+pub mod gguf_llama;
+mod gguf_rope;
 pub mod mmap;
