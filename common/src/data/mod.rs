@@ -1,0 +1,3 @@
+//! Text, tokens and their order.
+
+pub mod tokenizer;
