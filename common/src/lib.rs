@@ -3,8 +3,8 @@
 //! Dims: b batch, t time, d model, h heads, k kv heads, f ffn, v vocab, l layers, g group; a linear is
 //! W [N, K] (N outputs, K inputs), its low-rank factors A [N, r] and B [r, K].
 
-pub mod data;
 pub mod error;
 pub mod format;
+pub mod data;
 
 pub use error::{Error, Result};

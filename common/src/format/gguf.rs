@@ -200,27 +200,22 @@ impl Wrong {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gguf_header::testing::{kv, text};
+    use super::super::gguf_testing::{kv, kv_text, kv_uint, write};
     use super::*;
 
     fn open(metadata: &[Vec<u8>]) -> Gguf {
-        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
-        bytes.extend(0u64.to_le_bytes());
-        bytes.extend((metadata.len() as u64).to_le_bytes());
-        bytes.extend(metadata.concat());
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), bytes).unwrap();
-        Gguf::open(file.path()).unwrap()
+        let (_dir, path) = write(metadata, &[]);
+        Gguf::open(&path).unwrap()
     }
 
     #[test]
     fn getters_take_any_width_and_name_the_key_when_the_type_is_wrong() {
         let g = open(&[
-            kv("a", 4, &7u32.to_le_bytes()),
+            kv_uint("a", 7),
             kv("b", 10, &8u64.to_le_bytes()),
             kv("c", 5, &(-1i32).to_le_bytes()),
             kv("eps", 6, &1e-5f32.to_le_bytes()),
-            kv("name", 8, &text("llama")),
+            kv_text("name", "llama"),
         ]);
         assert_eq!(g.uint("a").unwrap(), Some(7));
         assert_eq!(g.uint("b").unwrap(), Some(8));

@@ -288,18 +288,6 @@ fn no_overlap(infos: &[TensorInfo]) -> Parsed<()> {
     }
 }
 
-/// Pieces to build files from.
-#[cfg(test)]
-pub(super) mod testing {
-    pub fn text(s: &str) -> Vec<u8> {
-        [(s.len() as u64).to_le_bytes().as_slice(), s.as_bytes()].concat()
-    }
-
-    pub fn kv(key: &str, ty: u32, value: &[u8]) -> Vec<u8> {
-        [text(key).as_slice(), &ty.to_le_bytes(), value].concat()
-    }
-}
-
 #[cfg(test)]
 #[path = "gguf_header_tests.rs"]
 mod tests;

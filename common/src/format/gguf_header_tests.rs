@@ -1,21 +1,7 @@
 //! One wrong file per way a header can lie.
 
-use super::testing::{kv, text};
+use super::super::gguf_testing::{header as file, info, kv, text};
 use super::*;
-
-fn file(version: u32, tensors: u64, entries: u64, rest: &[Vec<u8>]) -> Vec<u8> {
-    let head = [b"GGUF".as_slice(), &version.to_le_bytes(), &tensors.to_le_bytes(), &entries.to_le_bytes()];
-    [head.concat(), rest.concat()].concat()
-}
-
-fn info(name: &str, dims: &[u64], ty: u32, offset: u64) -> Vec<u8> {
-    let mut b = text(name);
-    b.extend((dims.len() as u32).to_le_bytes());
-    dims.iter().for_each(|d| b.extend(d.to_le_bytes()));
-    b.extend(ty.to_le_bytes());
-    b.extend(offset.to_le_bytes());
-    b
-}
 
 /// A header with these tensors, aligned, and `data` bytes after it.
 fn with_tensors(infos: &[Vec<u8>], data: usize) -> Vec<u8> {

@@ -1,4 +1,4 @@
-use super::super::gguf_header::testing::{kv, text};
+use super::super::gguf_testing::{kv, kv_text, kv_uint as uint, write};
 use super::*;
 
 const HIDDEN: u64 = 12;
@@ -9,14 +9,10 @@ struct Model {
     tensors: Vec<(String, Vec<u64>, u32)>,
 }
 
-fn uint(key: &str, v: u32) -> Vec<u8> {
-    kv(key, 4, &v.to_le_bytes())
-}
-
 /// One layer, three heads of 4 over one key-value head, vocabulary of 5, tied.
 fn model() -> Model {
     let entries = vec![
-        kv("general.architecture", 8, &text("llama")),
+        kv_text("general.architecture", "llama"),
         uint("llama.embedding_length", HIDDEN as u32),
         uint("llama.attention.head_count", 3),
         uint("llama.attention.head_count_kv", 1),
@@ -44,33 +40,9 @@ fn model() -> Model {
 }
 
 impl Model {
-    /// Element i of a tensor is i.
     fn open(&self) -> Result<GgufLlama> {
-        let (mut infos, mut data) = (Vec::new(), Vec::new());
-        for (name, dims, ty) in &self.tensors {
-            infos.extend(text(name));
-            infos.extend((dims.len() as u32).to_le_bytes());
-            dims.iter().for_each(|d| infos.extend(d.to_le_bytes()));
-            infos.extend(ty.to_le_bytes());
-            infos.extend((data.len() as u64).to_le_bytes());
-            for i in 0..dims.iter().product::<u64>() {
-                match ty {
-                    0 => data.extend((i as f32).to_le_bytes()),
-                    _ => data.extend(half::f16::from_f32(i as f32).to_le_bytes()),
-                }
-            }
-            data.resize(data.len().next_multiple_of(32), 0);
-        }
-        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
-        bytes.extend((self.tensors.len() as u64).to_le_bytes());
-        bytes.extend((self.entries.len() as u64).to_le_bytes());
-        bytes.extend(self.entries.concat());
-        bytes.extend(infos);
-        bytes.resize(bytes.len().next_multiple_of(32), 0);
-        bytes.extend(data);
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), bytes).unwrap();
-        GgufLlama::open(file.path())
+        let (_dir, path) = write(&self.entries, &self.tensors);
+        GgufLlama::open(&path)
     }
 
     #[track_caller]
@@ -106,7 +78,7 @@ fn the_dtype_of_the_model_is_that_of_its_matrices() {
 #[test]
 fn linear_scaling_and_an_untied_head() {
     let mut m = model();
-    m.entries.push(kv("llama.rope.scaling.type", 8, &text("linear")));
+    m.entries.push(kv_text("llama.rope.scaling.type", "linear"));
     m.entries.push(kv("llama.rope.scaling.factor", 6, &4f32.to_le_bytes()));
     m.tensors.push(("output.weight".into(), vec![HIDDEN, 5], 0));
     let c = m.open().unwrap().hf_config().clone();
@@ -145,12 +117,12 @@ fn q_and_k_rows_come_back_in_hugging_face_order() {
 fn models_that_are_not_a_plain_llama_are_refused_by_name() {
     let with = |entry: Vec<u8>| Model { entries: [model().entries, vec![entry]].concat(), tensors: model().tensors };
     let mut m = model();
-    m.entries[0] = kv("general.architecture", 8, &text("gemma2"));
+    m.entries[0] = kv_text("general.architecture", "gemma2");
     m.refused("architecture \"gemma2\", expected one of: llama");
     with(uint("llama.expert_count", 8)).refused("a mixture of 8 experts");
     with(uint("llama.rope.dimension_count", 2)).refused("2 of them rotated");
     with(uint("tokenizer.ggml.bos_token_id", 5)).refused("bos_token_id 5 with an embedding of 5 rows");
-    with(kv("llama.rope.scaling.type", 8, &text("yarn"))).refused("rope scaling \"yarn\"");
+    with(kv_text("llama.rope.scaling.type", "yarn")).refused("rope scaling \"yarn\"");
     let mut m = model();
     m.tensors.push(("blk.0.attn_q.bias".into(), vec![12], 0));
     m.refused("tensor blk.0.attn_q.bias");

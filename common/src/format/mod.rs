@@ -5,4 +5,6 @@ pub mod gguf;
 mod gguf_header;
 pub mod gguf_llama;
 mod gguf_rope;
+#[cfg(test)]
+pub(crate) mod gguf_testing;
 pub mod mmap;

@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 use super::tokenizer_json::{Parts, Piece, Specials, assemble, merges, vocab};
 
 /// Words of GPT-2; `ByteLevel` has it built in.
-pub(super) const GPT2_SPLIT: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2_SPLIT: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 pub(super) const LLAMA3_SPLIT: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -29,7 +28,8 @@ pub(super) const PRE_NAMES: &str = "smollm, llama-bpe (llama3, llama-v3), gpt-2,
 pub(super) fn pre(name: &str) -> Option<Pre> {
     let words = byte_level(true);
     let splits = |patterns: &[&str]| {
-        let split = |p: &&str| json!({"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": false});
+        let split =
+            |p: &&str| json!({"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": false});
         sequence(patterns.iter().map(split).chain([byte_level(false)]).collect())
     };
     let digits = json!({"type": "Digits", "individual_digits": true});

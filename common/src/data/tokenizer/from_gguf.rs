@@ -98,7 +98,8 @@ fn merges(gguf: &Gguf) -> Result<Vec<(&str, &str)>> {
     let Some(merges) = gguf.texts("tokenizer.ggml.merges")? else {
         return Err(wrong(gguf, "no tokenizer.ggml.merges".into(), "the merges of its BPE"));
     };
-    let split = |m: &'_ String| -> Option<usize> { m.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at) };
+    let split =
+        |m: &'_ String| -> Option<usize> { m.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at) };
     let pairs = merges.iter().map(|m| match split(m) {
         Some(at) => Ok((&m[..at], &m[at + 1..])),
         None => Err(wrong(gguf, format!("merge {m:?}"), "two tokens with a space between")),
@@ -128,4 +129,71 @@ fn config(gguf: &Gguf, pieces: &[Piece], specials: &Specials) -> Result<Value> {
         config["chat_template"] = json!(template);
     }
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Tokenizer;
+    use super::*;
+    use crate::format::gguf_testing::{kv_ints, kv_text, kv_texts, kv_uint, write};
+
+    /// Six tokens of a byte-level BPE, the last one control.
+    fn small() -> Vec<Vec<u8>> {
+        vec![
+            kv_text("tokenizer.ggml.model", "gpt2"),
+            kv_text("tokenizer.ggml.pre", "llama-bpe"),
+            kv_texts("tokenizer.ggml.tokens", &["a", "b", "\u{120}", "ab", "\u{120}ab", "<|end|>"]),
+            kv_ints("tokenizer.ggml.token_type", &[1, 1, 1, 1, 1, 3]),
+            kv_texts("tokenizer.ggml.merges", &["a b"]),
+            kv_uint("tokenizer.ggml.bos_token_id", 5),
+        ]
+    }
+
+    fn files(entries: &[Vec<u8>]) -> Result<Vec<(String, Vec<u8>)>> {
+        let (_dir, path) = write(entries, &[]);
+        hf_tokenizer_files(&Gguf::open(&path)?)
+    }
+
+    #[test]
+    fn llama_bpe_takes_whole_words_first_and_adds_bos() {
+        let made = files(&small()).unwrap();
+        assert_eq!(made, files(&small()).unwrap());
+        let t = Tokenizer::from_files("x".as_ref(), &made).unwrap();
+        // " ab" is a token that no merge makes.
+        assert_eq!(t.encode("ab ab<|end|>b", true).unwrap(), [5, 3, 4, 5, 1]);
+        assert_eq!((t.bos(), t.eos(), t.adds_bos(), t.vocab_size()), (Some(5), None, true, 6));
+        let mut plain = small();
+        plain[1] = kv_text("tokenizer.ggml.pre", "smollm");
+        let t = Tokenizer::from_files("x".as_ref(), &files(&plain).unwrap()).unwrap();
+        assert_eq!(t.encode("ab ab<|end|>b", true).unwrap(), [3, 2, 3, 5, 1]);
+        assert!(!t.adds_bos());
+    }
+
+    #[test]
+    fn what_cannot_be_a_tokenizer_is_refused() {
+        let refused = |i: usize, entry: Vec<u8>, part: &str| {
+            let mut entries = small();
+            entries[i] = entry;
+            let e = files(&entries).unwrap_err().to_string();
+            assert!(e.contains(part), "{e}");
+        };
+        refused(0, kv_text("tokenizer.ggml.model", "bert"), "tokenizer \"bert\", expected one of: gpt2");
+        refused(
+            1,
+            kv_text("tokenizer.ggml.pre", "qwen2"),
+            "pre-tokenizer \"qwen2\", expected one of: smollm, llama-bpe",
+        );
+        refused(2, kv_uint("tokenizer.ggml.tokens", 6), "is an integer");
+        refused(2, kv_uint("other", 6), "no tokenizer.ggml.tokens");
+        refused(2, kv_texts("tokenizer.ggml.tokens", &["a", "b", "c", "ab", "a", "d"]), "token \"a\" twice");
+        refused(3, kv_ints("tokenizer.ggml.token_type", &[1, 1]), "2 token types, expected 6");
+        refused(3, kv_ints("tokenizer.ggml.token_type", &[1, 1, 1, 1, 1, 9]), "token 5 of type 9");
+        refused(4, kv_uint("other", 6), "no tokenizer.ggml.merges");
+        refused(4, kv_texts("tokenizer.ggml.merges", &["ab"]), "merge \"ab\"");
+        refused(5, kv_uint("tokenizer.ggml.bos_token_id", 6), "bos token 6 in a vocabulary of 6");
+        let mut entries = small();
+        entries[4] = kv_texts("tokenizer.ggml.merges", &["b z"]);
+        let e = Tokenizer::from_files("x".as_ref(), &files(&entries).unwrap()).map(|_| ()).unwrap_err();
+        assert!(e.to_string().contains("an unusable tokenizer"), "{e}");
+    }
 }

@@ -138,7 +138,8 @@ impl Tokenizer {
             Some(cut) => cut.pieces(text),
             None => vec![text],
         };
-        let ids: Vec<Vec<u32>> = pieces.par_iter().map(|piece| self.encode_piece(piece, false)).collect::<Result<_>>()?;
+        let ids: Vec<Vec<u32>> =
+            pieces.par_iter().map(|piece| self.encode_piece(piece, false)).collect::<Result<_>>()?;
         match special {
             true => Ok([&self.before, &ids.concat(), &self.after].map(|v| v.as_slice()).concat()),
             false => Ok(ids.concat()),

@@ -158,7 +158,10 @@ pub(super) fn tokenizer_json(path: &Path, bytes: &[u8], config: &Value) -> Resul
         _ => return wrong("a SentencePiece model of words or characters", "a BPE model"),
     }
     if model.rewrites_characters || model.squeezes_spaces || model.space_after {
-        return wrong("a SentencePiece model that normalizes its text", "one that keeps it, as LLaMA's and Mistral's do");
+        return wrong(
+            "a SentencePiece model that normalizes its text",
+            "one that keeps it, as LLaMA's and Mistral's do",
+        );
     }
     if let Some(text) = repeated(&model.pieces) {
         return wrong(&format!("piece {text:?} twice"), "each piece once");
