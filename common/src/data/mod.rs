@@ -1,3 +1,4 @@
 //! From text to batches of tokens.
 
 pub mod text;
+pub mod tokenizer;
