@@ -1,1 +1,225 @@
-fn main() {}
+//! `eval`: perplexity, divergence and zero-shot accuracy of any artefact.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use common::cli::device::DeviceFlags;
+use common::cli::{self, flags::Common, progress};
+use common::compute::cpu::Cpu;
+use common::data::{text, tokenizer::Tokenizer};
+use common::error::{Error, Result};
+use common::model::weights::{Model, Source};
+use common::score::perplexity::{self, Protocol, Reader};
+use common::score::tasks::{self, Prefix, Request, Task};
+use common::score::likelihood;
+use common::stage::open::Artefact;
+use common::stage::report::{ArtefactReport, Report};
+use serde_json::{Map, Value};
+
+/// Perplexity and zero-shot accuracy of models, scales, wrapped models, checkpoints and folded models
+#[derive(Parser)]
+#[command(name = "eval", version)]
+struct Args {
+    /// What to evaluate, side by side; - reads one path from standard input
+    #[arg(required = true)]
+    artefacts: Vec<PathBuf>,
+    /// Text whose perplexity is measured
+    #[arg(long, value_name = "TEXT")]
+    ppl: Vec<PathBuf>,
+    /// Tokens of a block
+    #[arg(long, default_value_t = 2048)]
+    ctx: usize,
+    /// Only the first blocks of each text
+    #[arg(long, value_name = "N")]
+    max_blocks: Option<usize>,
+    /// Zero-shot tasks: <task>.jsonl, or a directory of them
+    #[arg(long, value_name = "FILE|DIR")]
+    tasks: Vec<PathBuf>,
+    /// Only the first records of each task
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Also measure the divergence from this model on every --ppl text
+    #[arg(long, value_name = "MODEL")]
+    reference: Option<PathBuf>,
+    /// Begin texts with BOS; auto does what the tokenizer does
+    #[arg(long, value_enum, default_value = "auto")]
+    bos: Bos,
+    /// Exit with status 3 if a perplexity is larger
+    #[arg(long, value_name = "X")]
+    max_ppl: Option<f64>,
+    #[command(flatten)]
+    device: DeviceFlags,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Bos {
+    Auto,
+    Yes,
+    No,
+}
+
+/// Tokens that a pass over zero-shot requests reads.
+const PASS: usize = 2048;
+
+fn main() -> ExitCode {
+    cli::main("eval", run)
+}
+
+fn run() -> Result<()> {
+    let args = Args::parse();
+    args.common.start()?;
+    check(&args)?;
+    let backend = args.device.open()?;
+    let reference = args.reference.as_deref().map(Artefact::open).transpose()?;
+    let mut paths = Vec::new();
+    for path in &args.artefacts {
+        paths.push(cli::input_path(path)?);
+    }
+    let artefacts = paths.iter().map(|p| Artefact::open(p)).collect::<Result<Vec<_>>>()?;
+    let task_files = args.tasks.iter().map(|p| tasks::files(p)).collect::<Result<Vec<_>>>()?.concat();
+    let tasks = task_files.iter().map(|p| Task::open(p, args.limit)).collect::<Result<Vec<_>>>()?;
+    let mut report = Report { artefacts: Vec::new() };
+    for (path, artefact) in paths.iter().zip(&artefacts) {
+        report.artefacts.push(evaluate(&args, &backend, path, artefact, reference.as_ref(), &tasks)?);
+    }
+    cli::print(&if args.common.json { report.json() } else { report.table() })?;
+    check_max_ppl(&args, &report)
+}
+
+fn check(args: &Args) -> Result<()> {
+    if args.ppl.is_empty() && args.tasks.is_empty() {
+        return Err(Error::usage("nothing to measure", "give --ppl TEXT or --tasks FILE.jsonl"));
+    }
+    if args.ctx < 2 {
+        return Err(Error::usage("--ctx must be at least 2", "a block predicts all of its tokens but the first"));
+    }
+    if args.reference.is_some() && args.ppl.is_empty() {
+        return Err(Error::usage("--reference compares on the --ppl texts", "give --ppl TEXT too"));
+    }
+    if args.max_blocks == Some(0) || args.limit == Some(0) {
+        return Err(Error::usage("--max-blocks 0 or --limit 0", "give at least 1, or leave it out"));
+    }
+    Ok(())
+}
+
+fn evaluate(
+    args: &Args,
+    backend: &Cpu,
+    path: &Path,
+    artefact: &Artefact,
+    reference: Option<&Artefact>,
+    tasks: &[Task],
+) -> Result<ArtefactReport> {
+    let tokenizer = Tokenizer::from_files(path, &artefact.support_files()?)?;
+    let bos = uses_bos(args, path, &tokenizer)?;
+    let vocab = artefact.config().vocab;
+    let texts = args.ppl.iter().map(|t| encode_text(t, &tokenizer, bos, vocab)).collect::<Result<Vec<_>>>()?;
+    let max_length = artefact.config().max_positions;
+    let requests = tasks.iter().map(|t| task_requests(t, &tokenizer, bos, max_length)).collect::<Result<Vec<_>>>()?;
+    let longest = requests.iter().flatten().map(|r| r.context.len() + r.continuation.len()).max().unwrap_or(0);
+    let (positions, rows) = extent(args, !texts.is_empty(), longest);
+    let model = Model::load(backend, artefact, positions)?;
+    let mut reader = Reader::new(backend, &model, rows)?;
+    let mut out = ArtefactReport {
+        path: path.display().to_string(),
+        kind: artefact.kind().to_string(),
+        scheme: artefact.scheme().map(|s| s.to_string()),
+        ppl: Map::new(),
+        tasks: Map::new(),
+    };
+    let other = match reference {
+        Some(r) if r.config().vocab != vocab => {
+            return Err(Error::input(
+                path,
+                format!("a vocabulary of {vocab}"),
+                format!("the reference's {}", r.config().vocab),
+                "compare with the model that it was made from",
+            ));
+        }
+        Some(r) => Some(Model::load(backend, r, positions)?),
+        None => None,
+    };
+    let mut other = other.as_ref().map(|m| Reader::new(backend, m, rows)).transpose()?;
+    let protocol = Protocol { ctx: args.ctx, max_blocks: args.max_blocks, bos };
+    for (text, ids) in args.ppl.iter().zip(&texts) {
+        let name = text.display().to_string();
+        let bar = progress::count(&args.common, &format!("{} {name}", artefact.kind()), 0);
+        let result = perplexity::perplexity(&mut reader, other.as_mut(), &name, ids, protocol, |done, of, ppl| {
+            bar.set_length(of as u64);
+            bar.set_position(done as u64);
+            bar.set_message(format!("ppl {ppl:.3}"));
+        })?;
+        bar.finish_and_clear();
+        out.ppl.insert(name, value(&result));
+    }
+    for (task, requests) in tasks.iter().zip(&requests) {
+        let bar = progress::count(&args.common, &format!("{} {}", artefact.kind(), task.name()), requests.len() as u64);
+        let scored = likelihood::score(&mut reader, requests, rows, |done| bar.set_position(done as u64));
+        bar.finish_and_clear();
+        out.tasks.insert(task.name().to_string(), value(&task.report(&scored)?));
+    }
+    Ok(out)
+}
+
+/// Longest sequence, and rows of a pass.
+fn extent(args: &Args, texts: bool, longest: usize) -> (usize, usize) {
+    let ctx = if texts { args.ctx } else { 0 };
+    let positions = ctx.max(longest);
+    let pass = if longest > 0 { PASS } else { 0 };
+    (positions, positions.max(pass))
+}
+
+fn uses_bos(args: &Args, path: &Path, tokenizer: &Tokenizer) -> Result<bool> {
+    match args.bos {
+        Bos::Auto => Ok(tokenizer.adds_bos()),
+        Bos::No => Ok(false),
+        Bos::Yes if tokenizer.bos().is_some() => Ok(true),
+        Bos::Yes => {
+            Err(Error::input(path, "a tokenizer without a BOS token", "one, for --bos yes", "leave --bos out"))
+        }
+    }
+}
+
+/// One tokenization of the whole text.
+fn encode_text(path: &Path, tokenizer: &Tokenizer, bos: bool, vocab: usize) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.encode(&text::joined(path)?, false)?;
+    if bos {
+        ids.insert(0, tokenizer.bos().expect("checked by uses_bos"));
+    }
+    match ids.iter().find(|id| **id as usize >= vocab) {
+        None => Ok(ids),
+        Some(id) => Err(Error::input(
+            path,
+            format!("token id {id}"),
+            format!("ids below the vocabulary's {vocab}"),
+            "the tokenizer and the model do not belong together",
+        )),
+    }
+}
+
+fn task_requests(task: &Task, tokenizer: &Tokenizer, bos: bool, max_length: usize) -> Result<Vec<Request>> {
+    let bos = if bos { tokenizer.bos() } else { None };
+    let empty = tokenizer.bos().or(tokenizer.eos()).unwrap_or(0);
+    task.requests(&|text| tokenizer.encode(text, false), Prefix { bos, empty }, max_length)
+}
+
+fn value(result: &impl serde::Serialize) -> Value {
+    serde_json::to_value(result).expect("figures are plain JSON")
+}
+
+fn check_max_ppl(args: &Args, report: &Report) -> Result<()> {
+    let Some(max) = args.max_ppl else { return Ok(()) };
+    for artefact in &report.artefacts {
+        for (text, p) in &artefact.ppl {
+            let ppl = p["ppl"].as_f64().unwrap_or(f64::NAN);
+            if ppl.is_nan() || ppl > max {
+                let what = format!("{}: perplexity {ppl:.3} on {text}, expected at most {max}", artefact.path);
+                return Err(Error::Missed { what });
+            }
+        }
+    }
+    Ok(())
+}

@@ -4,9 +4,14 @@
 //! W [N, K] (N outputs, K inputs), its low-rank factors A [N, r] and B [r, K].
 
 pub mod error;
+pub mod quant;
 pub mod format;
 pub mod data;
 pub mod compute;
+pub mod model;
+pub mod stage;
+pub mod train;
 pub mod score;
+pub mod cli;
 
 pub use error::{Error, Result};

@@ -1,3 +1,4 @@
-//! The arithmetic of the model's layers, by device.
+//! The arithmetic of the model's layers: what a device does (`backend`), and each device.
 
+pub mod backend;
 pub mod cpu;

@@ -1,4 +1,5 @@
 //! From text to batches of tokens.
 
 pub mod text;
+pub mod order;
 pub mod tokenizer;

@@ -61,6 +61,20 @@ pub fn joined(path: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// blake3 of the bytes of a file, or of all text files of a directory.
+pub fn digest(path: &Path) -> Result<String> {
+    let mut files = vec![path.to_path_buf()];
+    if fs::metadata(path).map_err(Error::io(path, "open"))?.is_dir() {
+        files.clear();
+        walk(path, &mut files)?;
+    }
+    let mut hash = blake3::Hasher::new();
+    for file in files {
+        hash.update_mmap_rayon(&file).map_err(Error::io(&file, "read"))?;
+    }
+    Ok(hash.finalize().to_hex().to_string())
+}
+
 /// All documents, empty ones too.
 fn rows(path: &Path) -> Result<Documents> {
     if path == Path::new(STDIN) {

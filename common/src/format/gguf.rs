@@ -83,6 +83,11 @@ impl Gguf {
     }
 
     /// In the order of the file.
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }

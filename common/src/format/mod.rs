@@ -1,5 +1,9 @@
 //! Bytes to named tensors and back.
 
+pub mod mmap;
+pub mod atomic;
+pub mod tensor;
+pub mod safetensors;
 pub mod ggml_blocks;
 pub mod gguf;
 mod gguf_header;
@@ -7,4 +11,4 @@ pub mod gguf_llama;
 mod gguf_rope;
 #[cfg(test)]
 pub(crate) mod gguf_testing;
-pub mod mmap;
+pub mod compressed_tensors;

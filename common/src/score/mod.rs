@@ -1,3 +1,5 @@
 //! How good a model is: what `eval` measures.
 
 pub mod tasks;
+pub mod perplexity;
+pub mod likelihood;

@@ -1,4 +1,4 @@
-//! Single-threaded f32 matrix product with bounds checked, over the crate `gemm`.
+//! f32 matrix products with bounds checked, over the crate `gemm`: on one thread, or on all.
 
 use gemm::Parallelism;
 
@@ -22,6 +22,26 @@ pub fn gemm(
     c: &mut [f32],
     c_row_stride: usize,
     c_col_stride: usize,
+) {
+    let (a_strides, b_strides) = ((a_row_stride, a_col_stride), (b_row_stride, b_col_stride));
+    let c_strides = (c_row_stride, c_col_stride);
+    run(m, n, k, alpha, a, a_strides, b, b_strides, accumulate, c, c_strides, Parallelism::None);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn run(
+    m: usize,
+    n: usize,
+    k: usize,
+    alpha: f32,
+    a: &[f32],
+    (a_row_stride, a_col_stride): (usize, usize),
+    b: &[f32],
+    (b_row_stride, b_col_stride): (usize, usize),
+    accumulate: bool,
+    c: &mut [f32],
+    (c_row_stride, c_col_stride): (usize, usize),
+    threads: Parallelism,
 ) {
     if m == 0 || n == 0 {
         return;
@@ -54,9 +74,29 @@ pub fn gemm(
             false,
             false,
             false,
-            Parallelism::None,
+            threads,
         );
     }
+}
+
+/// The same product on all threads of the pool. Work is cut by rows and columns of C only, never along k, so the
+/// bits do not depend on the number of threads (a test says so). Strides are (row, column).
+#[allow(clippy::too_many_arguments)] // the signature of BLAS
+pub fn parallel_gemm(
+    m: usize,
+    n: usize,
+    k: usize,
+    alpha: f32,
+    a: &[f32],
+    a_strides: (usize, usize),
+    b: &[f32],
+    b_strides: (usize, usize),
+    accumulate: bool,
+    c: &mut [f32],
+    c_strides: (usize, usize),
+) {
+    let threads = Parallelism::Rayon(rayon::current_num_threads());
+    run(m, n, k, alpha, a, a_strides, b, b_strides, accumulate, c, c_strides, threads);
 }
 
 /// One past the last element that a matrix of this shape touches.

@@ -7,6 +7,11 @@
 //! Each op is cut into the same parts however many threads there are, and adds up in the same order on every
 //! instruction set, so its bits depend on neither (the matrix products of attention: not on the threads).
 
+pub mod device;
+pub mod linear;
+pub mod head;
+pub mod adamw;
+pub mod workspace;
 pub mod attention;
 pub mod attention_backward;
 pub mod elementwise;
@@ -16,6 +21,8 @@ pub mod reduce;
 pub mod rmsnorm;
 pub mod rope;
 pub mod simd;
+
+pub use device::Cpu;
 
 #[cfg(test)]
 mod attention_tests;

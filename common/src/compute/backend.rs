@@ -1,0 +1,172 @@
+//! What a device does for the model: buffers, and one function per op. Model code calls these by name, in order.
+//!
+//! Activations are row-major [rows, width]; rows are all tokens of a ragged batch, `segments` the row offsets of
+//! its sequences (first 0, last rows). `dx` of an activation is set (=) unless its op says accumulates (+=);
+//! gradients of parameters accumulate.
+
+use crate::error::Result;
+use crate::format::tensor::Tensor;
+use crate::quant::{Phi, Scheme};
+
+/// Target of a row that predicts nothing.
+pub use super::cpu::loss::NO_TARGET;
+
+/// A linear's weight W [n, k] in whichever form an artefact holds it.
+pub enum Weight<'a, B: Backend + ?Sized> {
+    /// Floating point, as stored.
+    Float { w: &'a B::Frozen, n: usize, k: usize },
+    /// Folded integers: [`crate::quant::pack`]ed codes W_Z + 2^(b−1), scale and zero point [n, G].
+    Codes { codes: &'a B::Frozen, scheme: Scheme, scale: &'a B::Buffer, zero: Option<&'a B::Buffer>, n: usize, k: usize },
+    /// Frozen Φ0 with the trained A [n, r], B [r, k] and scale [n, G].
+    LowRank(LowRank<'a, B>),
+}
+
+pub struct LowRank<'a, B: Backend + ?Sized> {
+    pub phi: &'a B::Frozen,
+    pub stored: Phi,
+    pub scheme: Scheme,
+    pub scale: &'a B::Buffer,
+    pub zero: Option<&'a B::Buffer>,
+    pub a: &'a B::Buffer,
+    pub b: &'a B::Buffer,
+    pub rank: usize,
+    /// α/r.
+    pub factor: f32,
+    pub n: usize,
+    pub k: usize,
+}
+
+impl<B: Backend + ?Sized> Weight<'_, B> {
+    /// (n, k)
+    pub fn shape(&self) -> (usize, usize) {
+        match self {
+            Weight::Float { n, k, .. } | Weight::Codes { n, k, .. } => (*n, *k),
+            Weight::LowRank(w) => (w.n, w.k),
+        }
+    }
+}
+
+/// Where a low-rank linear's gradients accumulate.
+pub struct LowRankGrads<'a, B: Backend + ?Sized> {
+    pub scale: &'a mut B::Buffer,
+    pub a: &'a mut B::Buffer,
+    pub b: &'a mut B::Buffer,
+}
+
+/// Heads of the attention op.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub window: Option<usize>,
+}
+
+/// What the head says of one row during evaluation.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct TokenScore {
+    /// Log-probability of the target; 0 without one.
+    pub log_prob: f64,
+    /// The most likely token.
+    pub top: u32,
+    /// Σ p_ref (log p_ref − log p), and the reference's most likely token, where there is a reference.
+    pub kl: f64,
+    pub reference_top: u32,
+}
+
+/// Hidden states and the head that turns them into logits.
+pub struct Head<'a, B: Backend + ?Sized> {
+    pub hidden: &'a B::Buffer,
+    pub weight: &'a Weight<'a, B>,
+}
+
+/// AdamW (Loshchilov & Hutter 2019) without weight decay.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamStep {
+    pub rate: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub epsilon: f32,
+    /// From 1.
+    pub step: u64,
+    /// The gradient is multiplied by this (clipping).
+    pub grad_factor: f32,
+}
+
+pub trait Backend: Sync {
+    /// f32 activations or parameters on the device.
+    type Buffer: Send + Sync;
+    /// A frozen tensor in its stored form.
+    type Frozen: Send + Sync;
+    /// Cosines and sines of the rotary embedding.
+    type Rope: Send + Sync;
+
+    /// The compute path, recorded in checkpoints: bytes are reproducible on one path.
+    fn path(&self) -> String;
+
+    /// What the device holds besides the ledger's buffers, for linears of these shapes (n, k), a head of
+    /// [vocab, d] and passes over `rows` tokens: name, detail, bytes.
+    fn scratch(&self, linears: &[(usize, usize)], vocab: usize, d: usize, rows: usize) -> Vec<(&'static str, String, u64)>;
+
+    fn zeros(&self, len: usize) -> Result<Self::Buffer>;
+    fn upload(&self, values: &[f32]) -> Result<Self::Buffer>;
+    fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
+    fn freeze(&self, tensor: &Tensor) -> Result<Self::Frozen>;
+    fn rope_table(&self, inverse_frequencies: &[f32], positions: usize) -> Result<Self::Rope>;
+
+    fn copy(&self, from: &Self::Buffer, to: &mut Self::Buffer, len: usize);
+    fn fill_zero(&self, buffer: &mut Self::Buffer);
+
+    /// x[row] = table[token]; table [v, d].
+    fn embedding_forward(&self, table: &Self::Frozen, tokens: &[u32], d: usize, x: &mut Self::Buffer);
+
+    /// y = x · rsqrt(mean(x²) + ε) · w
+    fn rmsnorm_forward(&self, x: &Self::Buffer, w: &Self::Buffer, eps: f32, rows: usize, d: usize, y: &mut Self::Buffer);
+    /// `dx` accumulates (the residual stream).
+    #[allow(clippy::too_many_arguments)]
+    fn rmsnorm_backward(
+        &self, x: &Self::Buffer, w: &Self::Buffer, eps: f32, rows: usize, d: usize, dy: &Self::Buffer, dx: &mut Self::Buffer,
+    );
+
+    /// y = x·Ŵᵀ, or y += x·Ŵᵀ. x [rows, k], y [rows, n].
+    fn linear_forward(&self, x: &Self::Buffer, rows: usize, w: &Weight<Self>, accumulate: bool, y: &mut Self::Buffer);
+    /// dx = dy·Ŵ (or +=), and the gradients of a low-rank weight from dŴ = dyᵀ·x.
+    #[allow(clippy::too_many_arguments)]
+    fn linear_backward(
+        &self, x: &Self::Buffer, rows: usize, w: &Weight<Self>, dy: &Self::Buffer, accumulate: bool, dx: &mut Self::Buffer,
+        grads: Option<LowRankGrads<Self>>,
+    );
+
+    /// Rotates the halves of each head in place; x [rows, heads·head_dim].
+    fn rope_forward(&self, table: &Self::Rope, x: &mut Self::Buffer, heads: usize, head_dim: usize, segments: &[usize]);
+    fn rope_backward(&self, table: &Self::Rope, dx: &mut Self::Buffer, heads: usize, head_dim: usize, segments: &[usize]);
+
+    /// Causal attention with grouped queries, scale 1/√head_dim; `lse` [rows, heads] is kept for the backward pass.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_forward(
+        &self, q: &Self::Buffer, k: &Self::Buffer, v: &Self::Buffer, heads: Heads, segments: &[usize], out: &mut Self::Buffer,
+        lse: &mut Self::Buffer,
+    );
+    #[allow(clippy::too_many_arguments)]
+    fn attention_backward(
+        &self, q: &Self::Buffer, k: &Self::Buffer, v: &Self::Buffer, out: &Self::Buffer, lse: &Self::Buffer, heads: Heads,
+        segments: &[usize], dout: &Self::Buffer, dq: &mut Self::Buffer, dk: &mut Self::Buffer, dv: &mut Self::Buffer,
+    );
+
+    /// out = silu(gate)·up
+    fn swiglu_forward(&self, gate: &Self::Buffer, up: &Self::Buffer, len: usize, out: &mut Self::Buffer);
+    /// In place: gate becomes dgate, up becomes dup.
+    fn swiglu_backward(&self, gate: &mut Self::Buffer, up: &mut Self::Buffer, len: usize, dout: &Self::Buffer);
+
+    /// Cross entropy of x·Wᵀ in chunks of rows: `losses` of each row (0 without a target), and, if wanted,
+    /// dhidden = grad_scale · d(Σ losses)/d(hidden).
+    fn head_loss(
+        &self, head: Head<Self>, targets: &[u32], grad_scale: f32, dhidden: Option<&mut Self::Buffer>, losses: &mut [f32],
+    );
+    /// Log-probabilities, most likely tokens, and the divergence from a reference, in chunks of rows.
+    fn head_scores(&self, head: Head<Self>, reference: Option<Head<Self>>, targets: &[u32], scores: &mut [TokenScore]);
+
+    /// Σ g², in f64.
+    fn square_sum(&self, g: &Self::Buffer) -> f64;
+    fn adamw(&self, step: AdamStep, p: &mut Self::Buffer, g: &Self::Buffer, m: &mut Self::Buffer, v: &mut Self::Buffer);
+}

@@ -1,0 +1,132 @@
+//! The head: logits and loss in chunks of rows, never whole.
+
+use super::gemm::parallel_gemm;
+use super::linear::float_panel;
+use super::loss;
+use super::workspace::{Workspace, panel_rows};
+use crate::compute::backend::TokenScore;
+use crate::format::tensor::Tensor;
+
+/// Bytes of the logits that exist at a time.
+pub const LOGITS_BYTES: usize = 64 << 20;
+
+/// Rows whose logits exist at a time.
+pub fn chunk_rows(vocab: usize) -> usize {
+    (LOGITS_BYTES / (4 * vocab)).clamp(1, 1024)
+}
+
+/// Hidden states [rows, d] and the head's weight [v, d].
+#[derive(Clone, Copy)]
+pub struct Logits<'a> {
+    pub hidden: &'a [f32],
+    pub weight: &'a Tensor,
+    pub vocab: usize,
+    pub d: usize,
+}
+
+impl Logits<'_> {
+    /// Logits of rows from..from+rows.
+    fn chunk(&self, ws: &mut Panels, from: usize, rows: usize, out: &mut [f32]) {
+        let (v, d) = (self.vocab, self.d);
+        let hidden = &self.hidden[from * d..(from + rows) * d];
+        ws.each(self, |first, width, w| {
+            parallel_gemm(rows, width, d, 1.0, hidden, (d, 1), w, (1, d), false, &mut out[first..], (v, 1));
+        });
+    }
+}
+
+/// Panels of the head's weight in f32; converted once if the whole fits.
+struct Panels<'a> {
+    buffer: &'a mut [f32],
+    rows: usize,
+    whole: bool,
+}
+
+impl<'a> Panels<'a> {
+    fn new(buffer: &'a mut [f32], vocab: usize, d: usize) -> Panels<'a> {
+        Panels { rows: panel_rows(vocab, d, 1), buffer, whole: false }
+    }
+
+    fn each(&mut self, logits: &Logits, mut use_panel: impl FnMut(usize, usize, &[f32])) {
+        let (v, d) = (logits.vocab, logits.d);
+        for first in (0..v).step_by(self.rows) {
+            let width = self.rows.min(v - first);
+            let panel = &mut self.buffer[..width * d];
+            if !self.whole {
+                float_panel(logits.weight, d, first..first + width, panel);
+            }
+            use_panel(first, width, panel);
+        }
+        self.whole = self.rows == v;
+    }
+}
+
+fn panel_len(l: &Logits) -> usize {
+    panel_rows(l.vocab, l.d, 1) * l.d
+}
+
+/// Losses of the rows, and dhidden = grad_scale·d(Σ losses)/d(hidden) if wanted.
+pub fn loss(
+    ws: &Workspace,
+    l: Logits,
+    targets: &[u32],
+    grad_scale: f32,
+    mut dhidden: Option<&mut [f32]>,
+    losses: &mut [f32],
+) {
+    let (v, d) = (l.vocab, l.d);
+    let mut ws = ws.take(panel_len(&l));
+    let mut panels = Panels::new(&mut ws, v, d);
+    let step = chunk_rows(v).min(targets.len());
+    let mut logits = vec![0.0; step * v];
+    for from in (0..targets.len()).step_by(step) {
+        let rows = step.min(targets.len() - from);
+        let logits = &mut logits[..rows * v];
+        l.chunk(&mut panels, from, rows, logits);
+        loss::cross_entropy(logits, &targets[from..from + rows], &mut losses[from..from + rows], grad_scale);
+        if let Some(dhidden) = dhidden.as_deref_mut() {
+            let dh = &mut dhidden[from * d..(from + rows) * d];
+            panels.each(&l, |first, width, w| {
+                let dl = &logits[first..];
+                parallel_gemm(rows, d, width, 1.0, dl, (v, 1), w, (d, 1), first > 0, dh, (d, 1));
+            });
+        }
+    }
+}
+
+/// What evaluation wants of each row; with a reference, its divergence too.
+pub fn scores(ws: &Workspace, l: Logits, reference: Option<Logits>, targets: &[u32], out: &mut [TokenScore]) {
+    let v = l.vocab;
+    let need = panel_len(&l).max(reference.as_ref().map_or(0, panel_len));
+    let mut ws = ws.take(need);
+    let step = chunk_rows(v).min(targets.len());
+    let mut logits = vec![0.0; step * v];
+    let mut other = vec![0.0; if reference.is_some() { step * v } else { 0 }];
+    // Two models take turns in the workspace, so neither stays converted in it.
+    let mut panels = Panels::new(&mut ws, v, l.d);
+    for from in (0..targets.len()).step_by(step) {
+        let rows = step.min(targets.len() - from);
+        let (targets, out) = (&targets[from..from + rows], &mut out[from..from + rows]);
+        let logits = &mut logits[..rows * v];
+        l.chunk(&mut panels, from, rows, logits);
+        let mut own = vec![loss::RowScore::default(); rows];
+        loss::log_probs(logits, targets, &mut own);
+        for (out, own) in out.iter_mut().zip(&own) {
+            out.log_prob = own.log_prob;
+            out.top = own.argmax;
+        }
+        if let Some(reference) = &reference {
+            let other = &mut other[..rows * v];
+            let mut turns = Panels::new(panels.buffer, v, reference.d);
+            reference.chunk(&mut turns, from, rows, other);
+            panels.whole = false;
+            let mut kl = vec![0.0; rows];
+            loss::kl(other, logits, &mut kl);
+            loss::log_probs(other, targets, &mut own);
+            for ((out, kl), top) in out.iter_mut().zip(kl).zip(&own) {
+                out.kl = kl;
+                out.reference_top = top.argmax;
+            }
+        }
+    }
+}

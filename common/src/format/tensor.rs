@@ -1,0 +1,111 @@
+//! A tensor on the host in its stored form: mapped from a file, or owned.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+pub use safetensors::Dtype;
+
+use super::mmap::Mmap;
+
+/// Row-major bytes with type and shape.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    bytes: Bytes,
+}
+
+#[derive(Debug, Clone)]
+enum Bytes {
+    Mapped(Arc<Mmap>, Range<usize>),
+    Owned(Arc<Vec<u8>>),
+}
+
+impl Tensor {
+    /// `bytes` holds exactly `shape` elements of `dtype`; the caller has checked it.
+    pub fn mapped(map: Arc<Mmap>, range: Range<usize>, dtype: Dtype, shape: Vec<usize>) -> Tensor {
+        Tensor { dtype, shape, bytes: Bytes::Mapped(map, range) }
+    }
+
+    pub fn owned(bytes: Vec<u8>, dtype: Dtype, shape: Vec<usize>) -> Tensor {
+        debug_assert_eq!(bytes.len() * 8, shape.iter().product::<usize>() * dtype.bitsize());
+        Tensor { dtype, shape, bytes: Bytes::Owned(Arc::new(bytes)) }
+    }
+
+    /// The values in `dtype` (f32, f16 or bf16), rounded to nearest even where it is narrower.
+    pub fn from_f32(values: &[f32], dtype: Dtype, shape: Vec<usize>) -> Tensor {
+        Tensor::owned(encode_f32(values, dtype), dtype, shape)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Mapped(map, range) => &map[range.clone()],
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+
+    /// Lets go of the resident pages of a mapped tensor.
+    pub fn forget(&self) {
+        if let Bytes::Mapped(map, range) = &self.bytes {
+            map.forget(&map[range.clone()]);
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Elements `range` of a floating-point tensor as f32.
+    pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) {
+        let size = self.dtype.bitsize() / 8;
+        decode_f32(&self.bytes()[range.start * size..range.end * size], self.dtype, out);
+    }
+
+    /// The whole tensor as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.len()];
+        self.read_f32(0..self.len(), &mut out);
+        out
+    }
+}
+
+pub fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// Little-endian f32, f16 or bf16 to f32. Other types are a mistake of the caller ([`is_float`]).
+#[inline(always)]
+pub fn decode_f32(bytes: &[u8], dtype: Dtype, out: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => {
+            for (out, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+        Dtype::BF16 => {
+            for (out, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *out = f32::from_bits((u16::from_le_bytes([b[0], b[1]]) as u32) << 16);
+            }
+        }
+        Dtype::F16 => {
+            for (out, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *out = f16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        other => panic!("{other:?} is not a floating-point type of this project"),
+    }
+}
+
+pub fn encode_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        other => panic!("{other:?} is not a floating-point type of this project"),
+    }
+}

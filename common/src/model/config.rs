@@ -1,0 +1,248 @@
+//! `config.json` of the LLaMA family and Mistral, as transformers reads it.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Architectures that this project trains, by their name in `architectures`.
+pub const ARCHITECTURES: [&str; 2] = ["LlamaForCausalLM", "MistralForCausalLM"];
+
+/// Dims of the model and what its forward pass needs to know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub vocab: usize,
+    pub d: usize,
+    pub ffn: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub norm_eps: f32,
+    pub rope: Rope,
+    /// Mistral: a position sees itself and the `window − 1` before it.
+    pub window: Option<usize>,
+    pub tied: bool,
+    /// Positions the model was made for.
+    pub max_positions: usize,
+}
+
+/// Rotary position embedding: base and the scaling of its frequencies.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    pub theta: f64,
+    pub scaling: Scaling,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scaling {
+    None,
+    Linear { factor: f64 },
+    /// LLaMA-3.1 and later.
+    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+}
+
+impl Config {
+    /// Reads a parsed config.json; `path` is for messages.
+    pub fn parse(path: &Path, json: &Value) -> Result<Config> {
+        let read = Reader { path, json };
+        read.architecture()?;
+        read.refuse_biases()?;
+        let d = read.dim("hidden_size")?;
+        let heads = read.dim("num_attention_heads")?;
+        let kv_heads = read.optional_dim("num_key_value_heads")?.unwrap_or(heads);
+        if heads % kv_heads != 0 {
+            return Err(read.bad(format!("{heads} heads and {kv_heads} key-value heads"), "heads to be a multiple"));
+        }
+        let head_dim = match read.optional_dim("head_dim")? {
+            Some(n) => n,
+            None if d % heads == 0 => d / heads,
+            None => return Err(read.bad(format!("hidden_size {d} and {heads} heads"), "a multiple, or head_dim")),
+        };
+        if head_dim % 2 != 0 {
+            return Err(read.bad(format!("head_dim {head_dim}"), "an even number"));
+        }
+        let act = json["hidden_act"].as_str().unwrap_or("silu");
+        if act != "silu" {
+            return Err(read.bad(format!("hidden_act {act:?}"), "\"silu\""));
+        }
+        let window = match &json["sliding_window"] {
+            _ if json["model_type"] != "mistral" => None,
+            v => v.as_u64().map(|w| w as usize),
+        };
+        if window == Some(0) {
+            return Err(read.bad("sliding_window 0", "a positive number or null"));
+        }
+        Ok(Config {
+            vocab: read.dim("vocab_size")?,
+            d,
+            ffn: read.dim("intermediate_size")?,
+            layers: read.dim("num_hidden_layers")?,
+            heads,
+            kv_heads,
+            head_dim,
+            norm_eps: json["rms_norm_eps"].as_f64().unwrap_or(1e-6) as f32,
+            rope: read.rope()?,
+            window,
+            tied: json["tie_word_embeddings"].as_bool().unwrap_or(false),
+            max_positions: read.optional_dim("max_position_embeddings")?.unwrap_or(2048),
+        })
+    }
+
+    /// Width of the queries, h·head_dim.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of the keys and of the values.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    json: &'a Value,
+}
+
+impl Reader<'_> {
+    fn bad(&self, found: impl std::fmt::Display, expected: impl std::fmt::Display) -> Error {
+        Error::input(self.path, found, expected, "fetch the model's config.json again")
+    }
+
+    fn architecture(&self) -> Result<()> {
+        let name = match self.json["architectures"][0].as_str() {
+            Some(name) => name.to_string(),
+            None => match self.json["model_type"].as_str() {
+                Some("llama") | Some("mistral") => return Ok(()),
+                other => other.unwrap_or("no architecture").to_string(),
+            },
+        };
+        if ARCHITECTURES.contains(&name.as_str()) {
+            return Ok(());
+        }
+        Err(Error::input(
+            self.path,
+            format!("the architecture is {name}"),
+            format!("one of {}", ARCHITECTURES.join(", ")),
+            "choose a model of the LLaMA family or Mistral",
+        ))
+    }
+
+    fn refuse_biases(&self) -> Result<()> {
+        for key in ["attention_bias", "mlp_bias"] {
+            if self.json[key].as_bool() == Some(true) {
+                return Err(Error::input(
+                    self.path,
+                    format!("{key} is true"),
+                    "linears without a bias",
+                    "choose a model of the LLaMA family or Mistral",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn optional_dim(&self, key: &str) -> Result<Option<usize>> {
+        match &self.json[key] {
+            Value::Null => Ok(None),
+            v => match v.as_u64() {
+                Some(n) if (1..=1 << 31).contains(&n) => Ok(Some(n as usize)),
+                _ => Err(self.bad(format!("{key} is {v}"), "a positive number")),
+            },
+        }
+    }
+
+    fn dim(&self, key: &str) -> Result<usize> {
+        self.optional_dim(key)?.ok_or_else(|| self.bad(format!("no {key}"), "a positive number"))
+    }
+
+    /// `rope_scaling` beside `rope_theta` (transformers 4), or both inside `rope_parameters` (transformers 5).
+    fn rope(&self) -> Result<Rope> {
+        let params = &self.json["rope_parameters"];
+        let theta = params["rope_theta"].as_f64().or(self.json["rope_theta"].as_f64()).unwrap_or(10000.0);
+        let scaling = if params.is_object() { params } else { &self.json["rope_scaling"] };
+        let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
+        let number = |key: &str| {
+            scaling[key]
+                .as_f64()
+                .filter(|v| *v > 0.0)
+                .ok_or_else(|| self.bad(format!("rope scaling {kind:?} without {key}"), "a positive number"))
+        };
+        let scaling = match kind {
+            "default" => Scaling::None,
+            "linear" => Scaling::Linear { factor: number("factor")? },
+            "llama3" => Scaling::Llama3 {
+                factor: number("factor")?,
+                low: number("low_freq_factor")?,
+                high: number("high_freq_factor")?,
+                original: number("original_max_position_embeddings")?,
+            },
+            other => {
+                return Err(Error::input(
+                    self.path,
+                    format!("rope scaling {other:?}"),
+                    "default, linear or llama3",
+                    "choose a model that uses one of these",
+                ));
+            }
+        };
+        Ok(Rope { theta, scaling })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn base() -> Value {
+        json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 172,
+               "num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 512})
+    }
+
+    fn parse(edit: impl Fn(&mut Value)) -> Result<Config> {
+        let mut v = base();
+        edit(&mut v);
+        Config::parse(Path::new("config.json"), &v)
+    }
+
+    #[test]
+    fn dims_and_defaults() {
+        let c = parse(|_| {}).unwrap();
+        assert_eq!((c.head_dim, c.q_width(), c.kv_width(), c.tied), (8, 64, 32, false));
+        assert_eq!(parse(|v| v["head_dim"] = json!(16)).unwrap().q_width(), 128);
+        let llama31 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                             "original_max_position_embeddings": 8192});
+        let c = parse(|v| v["rope_scaling"] = llama31.clone()).unwrap();
+        assert_eq!(c.rope.scaling, Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 });
+    }
+
+    #[test]
+    fn only_mistral_has_a_window() {
+        assert_eq!(parse(|v| v["sliding_window"] = json!(8)).unwrap().window, None);
+        let mistral = |v: &mut Value| {
+            v["architectures"] = json!(["MistralForCausalLM"]);
+            v["model_type"] = json!("mistral");
+            v["sliding_window"] = json!(8);
+        };
+        assert_eq!(parse(mistral).unwrap().window, Some(8));
+    }
+
+    #[test]
+    fn others_are_refused_by_name() {
+        let e = parse(|v| v["architectures"] = json!(["Qwen2ForCausalLM"])).unwrap_err().to_string();
+        assert!(e.contains("Qwen2ForCausalLM") && e.contains("LlamaForCausalLM, MistralForCausalLM"), "{e}");
+        for (key, value) in [
+            ("attention_bias", json!(true)),
+            ("hidden_size", json!(-1)),
+            ("num_key_value_heads", json!(3)),
+            ("vocab_size", Value::Null),
+            ("hidden_act", json!("gelu")),
+            ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})),
+        ] {
+            assert!(parse(|v| v[key] = value.clone()).is_err(), "{key}");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The LLaMA model, written once and generic over the backend.
+
+pub mod backward;
+pub mod config;
+pub mod forward;
+pub mod ledger;
+pub mod names;
+pub mod params;
+pub mod rope;
+pub mod weights;
+
+pub use config::Config;

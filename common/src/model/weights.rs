@@ -1,0 +1,256 @@
+//! The weights of a model: how an artefact hands them over (on the host), and as they lie on the device.
+
+use rayon::prelude::*;
+
+use super::config::Config;
+use super::names::{self, LinearName};
+use super::params::{ParamSpec, Params, Rate};
+use super::rope::inverse_frequencies;
+use crate::compute::backend::{Backend, LowRank, LowRankGrads, Weight};
+use crate::compute::cpu::simd::simd;
+use crate::error::Result;
+use crate::format::tensor::{Dtype, Tensor};
+use crate::quant::{Phi, Scheme, grid, pack};
+
+/// Any artefact that holds a whole model.
+pub trait Source: Sync {
+    fn config(&self) -> &Config;
+    /// A tensor that stays floating point ([`names::floats`]).
+    fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
+    fn linear(&self, linear: &LinearName) -> Result<HostLinear>;
+}
+
+/// A linear's weight as an artefact holds it.
+pub enum HostLinear {
+    Float(Tensor),
+    Codes(Codes),
+    LowRank(HostLowRank),
+}
+
+/// Folded integers. `codes` is I32 [n, words], the packing of compressed-tensors.
+pub struct Codes {
+    pub scheme: Scheme,
+    pub codes: Tensor,
+    /// Forward scales [n, G].
+    pub scale: Vec<f32>,
+    /// Zero points [n, G] on the signed grid, for schemes with `z`.
+    pub zero: Option<Vec<f32>>,
+}
+
+pub struct HostLowRank {
+    pub scheme: Scheme,
+    pub stored: Phi,
+    pub phi: Tensor,
+    pub rank: usize,
+    pub alpha: f32,
+    /// Masters [n, G].
+    pub scale: Vec<f32>,
+    pub zero: Option<Vec<f32>>,
+    pub a: Vec<f32>,
+    pub b: Vec<f32>,
+}
+
+impl HostLowRank {
+    /// W_Z = clip(round(Φ0 + α/r·AB)), packed, with the forward scales: what the tool `fold` writes and what
+    /// evaluation of a checkpoint computes with.
+    pub fn fold(&self, n: usize, k: usize) -> Codes {
+        let row_bytes = self.stored.row_bytes(self.scheme, k);
+        let factor = self.alpha / self.rank as f32;
+        let codes = pack_rows(self.scheme, n, k, |first, z| {
+            let rows = z.len() / k;
+            for (i, z) in z.chunks_exact_mut(k).enumerate() {
+                let row = first + i;
+                let packed = &self.phi.bytes()[row * row_bytes..(row + 1) * row_bytes];
+                self.stored.unpack_row(self.scheme, packed, z);
+            }
+            grid::add_lowrank(z, &self.a[first * self.rank..(first + rows) * self.rank], &self.b, self.rank, factor);
+        });
+        let scale = self.scale.iter().map(|s| grid::forward_scale(*s)).collect();
+        Codes { scheme: self.scheme, codes, scale, zero: self.zero.clone() }
+    }
+}
+
+/// Rounds and packs Z, made by `real` for a few rows from row `first` on, in parallel.
+pub fn pack_rows(scheme: Scheme, n: usize, k: usize, real: impl Fn(usize, &mut [f32]) + Sync) -> Tensor {
+    let words = pack::words(k, scheme.bits);
+    let mut bytes = vec![0u8; n * words * 4];
+    let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
+    bytes.par_chunks_mut(grid::ROWS * words * 4).enumerate().for_each(|(block, bytes)| {
+        let rows = bytes.len() / (words * 4);
+        let mut z = vec![0.0; rows * k];
+        let mut codes = vec![0u8; k];
+        let mut packed = vec![0u32; words];
+        simd(
+            #[inline(always)]
+            || real(block * grid::ROWS, &mut z),
+        );
+        for (z, out) in z.chunks_exact(k).zip(bytes.chunks_exact_mut(words * 4)) {
+            simd(
+                #[inline(always)]
+                || {
+                    for (code, z) in codes.iter_mut().zip(z) {
+                        *code = (grid::code(*z, qmin, qmax) - qmin) as u8;
+                    }
+                },
+            );
+            pack::pack(&codes, scheme.bits, &mut packed);
+            for (out, word) in out.chunks_exact_mut(4).zip(&packed) {
+                out.copy_from_slice(&word.to_le_bytes());
+            }
+        }
+    });
+    Tensor::owned(bytes, Dtype::I32, vec![n, words])
+}
+
+/// A linear on the device.
+pub struct Linear<B: Backend> {
+    pub name: String,
+    n: usize,
+    k: usize,
+    stored: Stored<B>,
+}
+
+enum Stored<B: Backend> {
+    Float(B::Frozen),
+    Codes {
+        codes: B::Frozen,
+        scheme: Scheme,
+        scale: B::Buffer,
+        zero: Option<B::Buffer>,
+    },
+    LowRank {
+        phi: B::Frozen,
+        stored: Phi,
+        scheme: Scheme,
+        zero: Option<B::Buffer>,
+        rank: usize,
+        factor: f32,
+        /// Row of the scale in the parameter table; A and B follow.
+        params: usize,
+    },
+}
+
+impl<B: Backend> Linear<B> {
+    fn load(backend: &B, name: LinearName, host: HostLinear, params: &mut Params<B>) -> Result<Linear<B>> {
+        let (n, k) = (name.n, name.k);
+        let upload = |zero: &Option<Vec<f32>>| zero.as_deref().map(|z| backend.upload(z)).transpose();
+        let stored = match host {
+            HostLinear::Float(t) => Stored::Float(backend.freeze(&t)?),
+            HostLinear::Codes(c) => Stored::Codes {
+                codes: backend.freeze(&c.codes)?,
+                scheme: c.scheme,
+                scale: backend.upload(&c.scale)?,
+                zero: upload(&c.zero)?,
+            },
+            HostLinear::LowRank(w) => {
+                let mut add = |suffix: &str, shape: Vec<usize>, rate, value: &[f32]| {
+                    params.add(backend, ParamSpec { name: format!("{}.{suffix}", name.name), shape, rate }, value)
+                };
+                let row = add("scale", vec![n, w.scheme.groups(k)], Rate::Scale, &w.scale)?;
+                add("lora_a", vec![n, w.rank], Rate::LowRank, &w.a)?;
+                add("lora_b", vec![w.rank, k], Rate::LowRank, &w.b)?;
+                Stored::LowRank {
+                    phi: backend.freeze(&w.phi)?,
+                    stored: w.stored,
+                    scheme: w.scheme,
+                    zero: upload(&w.zero)?,
+                    rank: w.rank,
+                    factor: w.alpha / w.rank as f32,
+                    params: row,
+                }
+            }
+        };
+        Ok(Linear { name: name.name, n, k, stored })
+    }
+
+    /// The weight as the backend's ops take it.
+    pub fn weight<'a>(&'a self, params: &'a [B::Buffer]) -> Weight<'a, B> {
+        let (n, k) = (self.n, self.k);
+        match &self.stored {
+            Stored::Float(w) => Weight::Float { w, n, k },
+            Stored::Codes { codes, scheme, scale, zero } => {
+                Weight::Codes { codes, scheme: *scheme, scale, zero: zero.as_ref(), n, k }
+            }
+            Stored::LowRank { phi, stored, scheme, zero, rank, factor, params: row } => Weight::LowRank(LowRank {
+                phi,
+                stored: *stored,
+                scheme: *scheme,
+                scale: &params[*row],
+                zero: zero.as_ref(),
+                a: &params[row + 1],
+                b: &params[row + 2],
+                rank: *rank,
+                factor: *factor,
+                n,
+                k,
+            }),
+        }
+    }
+
+    /// The rows of the gradient table that belong to this linear.
+    pub fn grads<'a>(&self, grads: &'a mut [B::Buffer]) -> Option<LowRankGrads<'a, B>> {
+        let Stored::LowRank { params: row, .. } = &self.stored else { return None };
+        let [scale, a, b] = &mut grads[*row..row + 3] else { unreachable!("scale, A and B follow each other") };
+        Some(LowRankGrads { scale, a, b })
+    }
+}
+
+/// One transformer block; its linears are in the order of [`names::LINEARS`].
+pub struct Block<B: Backend> {
+    pub attention_norm: B::Buffer,
+    pub mlp_norm: B::Buffer,
+    pub linears: [Linear<B>; 7],
+}
+
+/// A whole model on a device.
+pub struct Model<B: Backend> {
+    pub config: Config,
+    pub embedding: B::Frozen,
+    head: Option<B::Frozen>,
+    pub norm: B::Buffer,
+    pub blocks: Vec<Block<B>>,
+    pub rope: B::Rope,
+    /// Longest sequence the rotary table holds.
+    pub positions: usize,
+    pub params: Params<B>,
+}
+
+impl<B: Backend> Model<B> {
+    /// Loads `source` for sequences of up to `positions` tokens.
+    pub fn load(backend: &B, source: &dyn Source, positions: usize) -> Result<Model<B>> {
+        let config = source.config().clone();
+        let mut params = Params::new();
+        let norm = |name: &str| backend.upload(&source.float(name, &[config.d])?.to_f32());
+        let matrix = |name: &str| backend.freeze(&source.float(name, &[config.vocab, config.d])?);
+        let mut blocks = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            let linears = names::block_linears(&config, layer)
+                .into_iter()
+                .map(|name| {
+                    let host = source.linear(&name)?;
+                    Linear::load(backend, name, host, &mut params)
+                })
+                .collect::<Result<Vec<_>>>()?;
+            blocks.push(Block {
+                attention_norm: norm(&names::attention_norm(layer))?,
+                mlp_norm: norm(&names::mlp_norm(layer))?,
+                linears: linears.try_into().unwrap_or_else(|_| unreachable!("a block has seven linears")),
+            });
+        }
+        Ok(Model {
+            embedding: matrix(names::EMBEDDING)?,
+            head: if config.tied { None } else { Some(matrix(names::HEAD)?) },
+            norm: norm(names::NORM)?,
+            blocks,
+            rope: backend.rope_table(&inverse_frequencies(&config.rope, config.head_dim), positions)?,
+            positions,
+            params,
+            config,
+        })
+    }
+
+    pub fn head(&self) -> Weight<'_, B> {
+        let w = self.head.as_ref().unwrap_or(&self.embedding);
+        Weight::Float { w, n: self.config.vocab, k: self.config.d }
+    }
+}

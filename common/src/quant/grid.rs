@@ -1,0 +1,162 @@
+//! THE rounding rule, stated once: Z = Φ0 + (α/r)·A·B to the bit, W_Z = clip(round(Z)), Ŵ = s·(W_Z − z), and the
+//! scale that the forward pass uses. Training, folding and evaluating all call these.
+//!
+//! Source: LR-QAT (Bondarenko et al. 2024), equation 8; scales as design: exact in bf16 and f16.
+
+use half::bf16;
+
+/// The smallest scale: exact in f16 (subnormal with 8 significant bits) and in bf16.
+pub const MIN_SCALE: f32 = 1.0 / 131072.0; // 2^-17
+
+/// The scale of the forward pass: the f32 master, at least [`MIN_SCALE`], rounded to bf16 (half to even).
+#[inline(always)]
+pub fn forward_scale(master: f32) -> f32 {
+    bf16::from_f32(master.max(MIN_SCALE)).to_f32()
+}
+
+/// round half to even, the only rounding of the project. The code before clipping.
+#[inline(always)]
+pub fn round(z: f32) -> f32 {
+    z.round_ties_even()
+}
+
+/// The integer of the grid: round, then clip.
+#[inline(always)]
+pub fn code(z: f32, qmin: f32, qmax: f32) -> f32 {
+    round(z).clamp(qmin, qmax)
+}
+
+/// Ŵ for one weight.
+#[inline(always)]
+pub fn dequantize(code: f32, zero_point: f32, scale: f32) -> f32 {
+    scale * (code - zero_point)
+}
+
+/// Columns that [`add_lowrank`] keeps in registers at a time.
+const COLUMNS: usize = 64;
+/// Rows that share one pass over B.
+pub const ROWS: usize = 4;
+
+/// Z of `rows` ≤ [`ROWS`] rows in place: `z` [rows, K] holds Φ0 and becomes fma(α/r, C, Φ0), where C = 0 and, for i
+/// ascending, C = fma(A[n,i], B[i,k], C), all in f32. `a` [rows, r], `b` [r, K].
+///
+/// Written so that the compiler keeps `ROWS × COLUMNS` sums in vector registers; every element still sees exactly
+/// the sequence of operations above, so the result does not depend on the blocking or the instruction set.
+#[inline(always)]
+pub fn add_lowrank(z: &mut [f32], a: &[f32], b: &[f32], rank: usize, factor: f32) {
+    let rows = a.len() / rank;
+    let k = b.len() / rank;
+    assert!(rows <= ROWS && a.len() == rows * rank && z.len() == rows * k && b.len() == rank * k);
+    let mut from = 0;
+    while from + COLUMNS <= k && rows == ROWS {
+        let mut c = [[0f32; COLUMNS]; ROWS];
+        for i in 0..rank {
+            let b: &[f32; COLUMNS] = b[i * k + from..i * k + from + COLUMNS].try_into().unwrap();
+            for (n, c) in c.iter_mut().enumerate() {
+                let a = a[n * rank + i];
+                for j in 0..COLUMNS {
+                    c[j] = a.mul_add(b[j], c[j]);
+                }
+            }
+        }
+        for (n, c) in c.iter().enumerate() {
+            let z: &mut [f32; COLUMNS] = (&mut z[n * k + from..n * k + from + COLUMNS]).try_into().unwrap();
+            for j in 0..COLUMNS {
+                z[j] = factor.mul_add(c[j], z[j]);
+            }
+        }
+        from += COLUMNS;
+    }
+    for n in 0..rows {
+        for col in from..k {
+            let mut c = 0f32;
+            for i in 0..rank {
+                c = a[n * rank + i].mul_add(b[i * k + col], c);
+            }
+            z[n * k + col] = factor.mul_add(c, z[n * k + col]);
+        }
+    }
+}
+
+/// Gradients of one row through the grid, in place: `dw` [K] = dL/dŴ becomes dL/dZ, and dL/ds is added to `ds` [G].
+/// `z` [K] is the real-valued Z of the row, `scale` [G] the forward scales, `zero` [G] or empty.
+///
+/// ds = Σ G·(W_Z − z); dZ = G·s·1[qmin ≤ round(Z) ≤ qmax]. No LSQ term, since Φ0 uses the frozen s0.
+#[inline(always)]
+pub fn row_backward(dw: &mut [f32], z: &[f32], scale: &[f32], zero: &[f32], qmin: f32, qmax: f32, ds: &mut [f32]) {
+    const LANES: usize = 16;
+    let group = dw.len() / scale.len();
+    for (g, (dw, z)) in dw.chunks_exact_mut(group).zip(z.chunks_exact(group)).enumerate() {
+        let (s, zp) = (scale[g], zero.get(g).copied().unwrap_or(0.0));
+        // Sixteen running sums in a fixed order: vectorizable, and the same bits on every instruction set.
+        let mut sums = [0f32; LANES];
+        let mut step = |lane: usize, dw: &mut f32, z: f32| {
+            let rounded = round(z);
+            let clipped = rounded.clamp(qmin, qmax);
+            sums[lane] = dw.mul_add(clipped - zp, sums[lane]);
+            *dw = if rounded == clipped { *dw * s } else { 0.0 };
+        };
+        let whole = group / LANES * LANES;
+        for (dw, z) in dw[..whole].chunks_exact_mut(LANES).zip(z[..whole].chunks_exact(LANES)) {
+            for lane in 0..LANES {
+                step(lane, &mut dw[lane], z[lane]);
+            }
+        }
+        for (lane, (dw, z)) in dw[whole..].iter_mut().zip(&z[whole..]).enumerate() {
+            step(lane, dw, *z);
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                sums[lane] += sums[lane + width];
+            }
+            width /= 2;
+        }
+        ds[g] += sums[0];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_half_to_even_at_every_tie() {
+        for i in -256..256 {
+            let even = if i % 2 == 0 { i } else { i + 1 };
+            assert_eq!(code(i as f32 + 0.5, -128.0, 127.0), (even as f32).clamp(-128.0, 127.0), "{i}.5");
+        }
+    }
+
+    #[test]
+    fn forward_scales_are_exact_in_bf16_and_f16() {
+        for i in 0..100_000u32 {
+            let s = forward_scale(1e-9 * 1.0005f32.powi(i as i32 / 2));
+            if s > 60000.0 {
+                break;
+            }
+            assert!(s >= MIN_SCALE);
+            assert_eq!(half::f16::from_f32(s).to_f32(), s);
+            assert_eq!(bf16::from_f32(s).to_f32(), s);
+        }
+    }
+
+    #[test]
+    fn lowrank_blocks_agree_with_the_definition() {
+        let (rank, k) = (5, 150);
+        let val = |i: usize| ((i * 2654435761) % 1000) as f32 / 500.0 - 1.0;
+        let b: Vec<f32> = (0..rank * k).map(val).collect();
+        for rows in 1..=ROWS {
+            let a: Vec<f32> = (0..rows * rank).map(|i| val(i + 77)).collect();
+            let mut z: Vec<f32> = (0..rows * k).map(|i| val(i + 13)).collect();
+            let phi = z.clone();
+            add_lowrank(&mut z, &a, &b, rank, 0.2);
+            for n in 0..rows {
+                for col in 0..k {
+                    let c = (0..rank).fold(0f32, |c, i| a[n * rank + i].mul_add(b[i * k + col], c));
+                    assert_eq!(z[n * k + col].to_bits(), 0.2f32.mul_add(c, phi[n * k + col]).to_bits());
+                }
+            }
+        }
+    }
+}

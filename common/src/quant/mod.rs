@@ -1,0 +1,11 @@
+//! The mathematics of LR-QAT on slices: no files, no devices.
+
+pub mod fit;
+pub mod grid;
+pub mod lowrank;
+pub mod pack;
+pub mod phi;
+pub mod scheme;
+
+pub use phi::Phi;
+pub use scheme::Scheme;

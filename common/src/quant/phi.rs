@@ -1,0 +1,174 @@
+//! The downcast operator φ of LR-QAT (equations 6 and 7): how the frozen Φ0 = φ(W0/s0 + z) is stored.
+
+use std::fmt;
+use std::str::FromStr;
+
+use half::bf16;
+
+use super::Scheme;
+use super::grid;
+use crate::error::{Error, Result};
+
+/// Storage of Φ0. Rows are packed one by one, each in whole bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phi {
+    /// Fixed point Qb.(8−b) in one byte: round(2^(8−b)·clip(x)).
+    Q,
+    /// The b-bit integer: two in a byte (first element in the low nibble) for b ≤ 4, else one.
+    Int,
+    Bf16,
+    F32,
+}
+
+impl Phi {
+    pub const NAMES: &str = "q, int, bf16, f32";
+
+    fn double_packed(self, scheme: Scheme) -> bool {
+        self == Phi::Int && scheme.bits <= 4
+    }
+
+    /// Bytes of a packed row of `k` weights.
+    pub fn row_bytes(self, scheme: Scheme, k: usize) -> usize {
+        match self {
+            Phi::Int if self.double_packed(scheme) => k.div_ceil(2),
+            Phi::Q | Phi::Int => k,
+            Phi::Bf16 => 2 * k,
+            Phi::F32 => 4 * k,
+        }
+    }
+
+    /// Packs one row of W0/s0 + z.
+    pub fn pack_row(self, scheme: Scheme, x: &[f32], out: &mut [u8]) {
+        assert_eq!(out.len(), self.row_bytes(scheme, x.len()));
+        let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
+        match self {
+            Phi::Q => {
+                let one = (1u32 << (8 - scheme.bits)) as f32;
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = grid::round(x.clamp(qmin, qmax) * one) as i8 as u8;
+                }
+            }
+            Phi::Int if self.double_packed(scheme) => {
+                for (out, x) in out.iter_mut().zip(x.chunks(2)) {
+                    let nibble = |x: f32| grid::code(x, qmin, qmax) as i8 as u8 & 15;
+                    *out = nibble(x[0]) | x.get(1).map_or(0, |x| nibble(*x) << 4);
+                }
+            }
+            Phi::Int => {
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = grid::code(*x, qmin, qmax) as i8 as u8;
+                }
+            }
+            Phi::Bf16 => {
+                for (out, x) in out.chunks_exact_mut(2).zip(x) {
+                    out.copy_from_slice(&bf16::from_f32(*x).to_le_bytes());
+                }
+            }
+            Phi::F32 => {
+                for (out, x) in out.chunks_exact_mut(4).zip(x) {
+                    out.copy_from_slice(&x.to_le_bytes());
+                }
+            }
+        }
+    }
+
+    /// Φ0 of one packed row, as real numbers.
+    #[inline(always)]
+    pub fn unpack_row(self, scheme: Scheme, packed: &[u8], out: &mut [f32]) {
+        match self {
+            Phi::Q => {
+                let unit = 1.0 / (1u32 << (8 - scheme.bits)) as f32;
+                for (out, p) in out.iter_mut().zip(packed) {
+                    *out = (*p as i8) as f32 * unit;
+                }
+            }
+            Phi::Int if self.double_packed(scheme) => {
+                for (out, p) in out.chunks_mut(2).zip(packed) {
+                    out[0] = (((*p << 4) as i8) >> 4) as f32;
+                    if let Some(out) = out.get_mut(1) {
+                        *out = ((*p as i8) >> 4) as f32;
+                    }
+                }
+            }
+            Phi::Int => {
+                for (out, p) in out.iter_mut().zip(packed) {
+                    *out = (*p as i8) as f32;
+                }
+            }
+            Phi::Bf16 => {
+                for (out, p) in out.iter_mut().zip(packed.chunks_exact(2)) {
+                    *out = f32::from_bits((u16::from_le_bytes([p[0], p[1]]) as u32) << 16);
+                }
+            }
+            Phi::F32 => {
+                for (out, p) in out.iter_mut().zip(packed.chunks_exact(4)) {
+                    *out = f32::from_le_bytes([p[0], p[1], p[2], p[3]]);
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Phi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phi::Q => "q",
+            Phi::Int => "int",
+            Phi::Bf16 => "bf16",
+            Phi::F32 => "f32",
+        })
+    }
+}
+
+impl FromStr for Phi {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Phi> {
+        match word {
+            "q" => Ok(Phi::Q),
+            "int" => Ok(Phi::Int),
+            "bf16" => Ok(Phi::Bf16),
+            "f32" => Ok(Phi::F32),
+            _ => Err(Error::usage(format!("φ {word:?} is not known"), format!("choose one of {}", Phi::NAMES))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Equation 7 and its kin, element by element.
+    #[test]
+    fn packing_is_the_downcast() {
+        let x: Vec<f32> = (-300..=300).map(|i| i as f32 / 30.0).collect();
+        for word in ["w2pc", "w3pc", "w4pc", "w5pc", "w8pc"] {
+            let scheme: Scheme = word.parse().unwrap();
+            let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
+            for phi in [Phi::Q, Phi::Int, Phi::Bf16, Phi::F32] {
+                let mut packed = vec![0; phi.row_bytes(scheme, x.len())];
+                let mut y = vec![0.0; x.len()];
+                phi.pack_row(scheme, &x, &mut packed);
+                phi.unpack_row(scheme, &packed, &mut y);
+                for (x, y) in x.iter().zip(y) {
+                    let unit = 2f32.powi(8 - scheme.bits as i32);
+                    let expected = match phi {
+                        Phi::Q => (x.clamp(qmin, qmax) * unit).round_ties_even() / unit,
+                        Phi::Int => x.round_ties_even().clamp(qmin, qmax),
+                        Phi::Bf16 => bf16::from_f32(*x).to_f32(),
+                        Phi::F32 => *x,
+                    };
+                    assert_eq!(y, expected, "{word} {phi} {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn two_int4_share_a_byte() {
+        let scheme: Scheme = "w4pc".parse().unwrap();
+        let mut packed = [0; 2];
+        Phi::Int.pack_row(scheme, &[-8.0, 7.0, 3.0], &mut packed);
+        assert_eq!(packed, [0x78, 0x03]);
+    }
+}

@@ -1,0 +1,259 @@
+//! The float model: a Hugging Face directory (config.json, one or many safetensors shards), or a GGUF file.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::data::tokenizer;
+use crate::error::{Error, Result};
+use crate::format::gguf_llama::GgufLlama;
+use crate::format::safetensors::TensorFile;
+use crate::format::tensor::{Dtype, Tensor};
+use crate::model::Config;
+use crate::model::names::LinearName;
+use crate::model::weights::{HostLinear, Source};
+
+/// A file that travels with a model from stage to stage, by name.
+pub type SupportFiles = Vec<(String, Vec<u8>)>;
+
+pub struct FloatModel {
+    path: PathBuf,
+    pub config: Config,
+    pub config_json: Value,
+    weights: Weights,
+}
+
+enum Weights {
+    Safetensors { files: Vec<TensorFile>, place: BTreeMap<String, usize> },
+    Gguf(Box<GgufLlama>),
+}
+
+impl FloatModel {
+    pub fn open(path: &Path) -> Result<FloatModel> {
+        if !path.exists() {
+            return Err(Error::input(
+                path,
+                "does not exist",
+                "a Hugging Face model directory or a .gguf",
+                "check the path",
+            ));
+        }
+        if path.is_dir() { FloatModel::open_dir(path) } else { FloatModel::open_gguf(path) }
+    }
+
+    fn open_gguf(path: &Path) -> Result<FloatModel> {
+        if path.extension().is_none_or(|e| e != "gguf") {
+            return Err(Error::input(
+                path,
+                "a file that is no .gguf",
+                "a Hugging Face model directory or a .gguf",
+                "give the directory that holds config.json",
+            ));
+        }
+        let gguf = GgufLlama::open(path)?;
+        let config_json = gguf.hf_config().clone();
+        let config = Config::parse(path, &config_json)?;
+        Ok(FloatModel { path: path.into(), config, config_json, weights: Weights::Gguf(Box::new(gguf)) })
+    }
+
+    fn open_dir(path: &Path) -> Result<FloatModel> {
+        let config_json = read_config(path)?;
+        let config_path = path.join("config.json");
+        let config = Config::parse(&config_path, &config_json)?;
+        if !config_json["quantization_config"].is_null() {
+            return Err(Error::input(
+                path,
+                "already quantized (quantization_config in config.json)",
+                "a model with floating-point weights",
+                "start from the original model",
+            ));
+        }
+        let (files, place) = open_weights(path)?;
+        Ok(FloatModel { path: path.into(), config, config_json, weights: Weights::Safetensors { files, place } })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells whether a model changed: names, lengths and a sample of the bytes of its files. Not of all bytes, which
+    /// would take as long as the work itself.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = blake3::Hasher::new();
+        match &self.weights {
+            Weights::Gguf(gguf) => sample(gguf.gguf().bytes(), &mut hash),
+            Weights::Safetensors { files, .. } => {
+                hash.update(self.config_json.to_string().as_bytes());
+                for file in files {
+                    let name = file.path().file_name().unwrap_or_default();
+                    hash.update(name.as_encoded_bytes());
+                    sample(file.bytes(), &mut hash);
+                }
+            }
+        }
+        Ok(hash.finalize().to_hex().to_string())
+    }
+
+    /// config.json, generation config, chat template and tokenizer: all that later stages need besides weights.
+    pub fn support_files(&self) -> Result<SupportFiles> {
+        let config = serde_json::to_vec_pretty(&self.config_json).expect("a value is plain JSON");
+        let mut files = vec![("config.json".to_string(), config)];
+        match &self.weights {
+            Weights::Gguf(gguf) => files.extend(tokenizer::hf_tokenizer_files(gguf.gguf())?),
+            Weights::Safetensors { .. } => files.extend(read_support_files(&self.path)?),
+        }
+        Ok(files)
+    }
+
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match &self.weights {
+            Weights::Gguf(gguf) => read_gguf(gguf, name, shape),
+            Weights::Safetensors { files, place } => match place.get(name) {
+                Some(file) => files[*file].expect_float(name, shape),
+                None => Err(Error::input(
+                    &self.path,
+                    format!("no tensor {name} in any safetensors file"),
+                    "every tensor that config.json implies",
+                    "fetch the model again",
+                )),
+            },
+        }
+    }
+}
+
+impl Source for FloatModel {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.tensor(name, shape)
+    }
+
+    fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
+        Ok(HostLinear::Float(self.tensor(&format!("{}.weight", linear.name), &[linear.n, linear.k])?))
+    }
+}
+
+/// The files of a directory that travel with the model.
+pub fn read_support_files(dir: &Path) -> Result<SupportFiles> {
+    let mut files = Vec::new();
+    for path in tokenizer::hf_files(dir) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        files.push((name, fs::read(&path).map_err(Error::io(&path, "read"))?));
+    }
+    Ok(files)
+}
+
+pub fn read_config(dir: &Path) -> Result<Value> {
+    let path = dir.join("config.json");
+    if !path.is_file() {
+        return Err(Error::input(
+            dir,
+            "no config.json in it",
+            "a Hugging Face model directory",
+            "give the directory that holds config.json",
+        ));
+    }
+    let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::input(&path, format!("not JSON ({e})"), "the model's configuration", "fetch it again"))
+}
+
+/// The open shards and in which of them each tensor lies.
+type Shards = (Vec<TensorFile>, BTreeMap<String, usize>);
+
+/// `model.safetensors`, or the shards of `model.safetensors.index.json`. A tensor that lies in two shards, or not
+/// where the index says, is an error.
+pub fn open_weights(dir: &Path) -> Result<Shards> {
+    let index = dir.join("model.safetensors.index.json");
+    if !index.is_file() {
+        let single = dir.join("model.safetensors");
+        if !single.is_file() {
+            return Err(Error::input(
+                dir,
+                "no model.safetensors and no model.safetensors.index.json in it",
+                "weights as safetensors",
+                "convert pytorch_model.bin with transformers' save_pretrained",
+            ));
+        }
+        let file = TensorFile::open(&single)?;
+        let place = file.names().map(|n| (n.to_string(), 0)).collect();
+        return Ok((vec![file], place));
+    }
+    let bytes = fs::read(&index).map_err(Error::io(&index, "read"))?;
+    let bad = |found: String| Error::input(&index, found, "a weight_map of tensors to shards", "fetch it again");
+    let json: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("not JSON ({e})")))?;
+    let map = json["weight_map"].as_object().ok_or_else(|| bad("no weight_map".into()))?;
+    let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut files = Vec::new();
+    let mut place = BTreeMap::new();
+    for (i, name) in names.iter().enumerate() {
+        if name.contains('/') || name.contains("..") {
+            return Err(bad(format!("shard name {name:?}")));
+        }
+        let path = dir.join(name);
+        if !path.is_file() {
+            return Err(Error::input(
+                &path,
+                "this shard is missing",
+                format!("all {} shards of the index", names.len()),
+                "fetch it",
+            ));
+        }
+        let file = TensorFile::open(&path)?;
+        for tensor in file.names() {
+            if place.insert(tensor.to_string(), i).is_some() {
+                return Err(Error::input(
+                    &path,
+                    format!("tensor {tensor} is also in another shard"),
+                    "each tensor once",
+                    "remove the stale shard and fetch the model again",
+                ));
+            }
+        }
+        files.push(file);
+    }
+    for (tensor, shard) in map {
+        if place.get(tensor).is_none_or(|i| Some(names[*i]) != shard.as_str()) {
+            return Err(bad(format!("{tensor} is not in {shard}")));
+        }
+    }
+    Ok((files, place))
+}
+
+/// A tensor of a GGUF, in Hugging Face order and in the type that holds it exactly.
+fn read_gguf(gguf: &GgufLlama, name: &str, shape: &[usize]) -> Result<Tensor> {
+    let mut values = Vec::new();
+    gguf.read_hf(name, &mut values)?;
+    let stored = gguf.hf_tensors().find(|t| t.name == name).map_or(&[][..], |t| &t.shape);
+    if stored != shape {
+        return Err(Error::input(
+            gguf.gguf().path(),
+            format!("{name} has shape {stored:?}"),
+            format!("{shape:?} from its metadata"),
+            "convert the model again",
+        ));
+    }
+    let dtype = gguf.hf_tensors().find(|t| t.name == name).map_or(Dtype::F32, |t| t.dtype);
+    Ok(Tensor::from_f32(&values, dtype, shape.to_vec()))
+}
+
+/// Length, the first MiB, and 256 blocks spread over the rest.
+fn sample(bytes: &[u8], hash: &mut blake3::Hasher) {
+    const HEAD: usize = 1 << 20;
+    const BLOCK: usize = 4096;
+    hash.update(&(bytes.len() as u64).to_le_bytes());
+    hash.update(&bytes[..bytes.len().min(HEAD)]);
+    let rest = bytes.len().saturating_sub(HEAD);
+    for i in 0..256 {
+        let from = HEAD + rest / 256 * i;
+        if from < bytes.len() {
+            hash.update(&bytes[from..(from + BLOCK).min(bytes.len())]);
+        }
+    }
+}

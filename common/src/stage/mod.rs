@@ -1,0 +1,15 @@
+//! The artefacts that the tools pass on, one file per kind. Each is a directory with a `stage.json`, written last:
+//! the directory exists, so the stage is complete.
+
+pub mod checkpoint;
+pub mod float;
+pub mod folded;
+pub mod open;
+pub mod record;
+pub mod report;
+pub mod scales;
+pub mod shards;
+pub mod wrapped;
+
+pub use open::Artefact;
+pub use record::{Begin, Kind, Record, Stage};

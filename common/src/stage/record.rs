@@ -1,0 +1,299 @@
+//! `stage.json`: what a directory is, what it was made from, and how.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::format::atomic::{FileDigest, PartDir, write_file};
+
+pub const FILE: &str = "stage.json";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Scales,
+    Wrapped,
+    Shards,
+    Checkpoint,
+    Folded,
+}
+
+impl Kind {
+    /// Raised when the files of the stage change.
+    pub const fn format_version(self) -> u32 {
+        1
+    }
+
+    pub const fn tool(self) -> &'static str {
+        match self {
+            Kind::Scales => "ptq-init",
+            Kind::Wrapped => "lr-wrap",
+            Kind::Shards => "shard",
+            Kind::Checkpoint => "qat-step",
+            Kind::Folded => "fold",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Scales => "scales",
+            Kind::Wrapped => "wrapped",
+            Kind::Shards => "shards",
+            Kind::Checkpoint => "checkpoint",
+            Kind::Folded => "folded",
+        })
+    }
+}
+
+/// What a stage was made from. The path is relative to the stage's directory; the digest says whether it still is
+/// the same: of the input's `stage.json`, or a fingerprint of a model or a text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    pub role: String,
+    pub path: PathBuf,
+    pub digest: String,
+}
+
+/// The contents of `stage.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub kind: Kind,
+    pub format_version: u32,
+    pub tool: String,
+    pub tool_version: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub scheme: Option<String>,
+    /// What decides the contents, besides the inputs.
+    pub arguments: Map<String, Value>,
+    pub inputs: Vec<Input>,
+    /// Facts about the contents.
+    #[serde(skip_serializing_if = "Map::is_empty", default)]
+    pub details: Map<String, Value>,
+    pub files: BTreeMap<String, FileDigest>,
+}
+
+impl Record {
+    pub fn new(kind: Kind, scheme: Option<String>, arguments: Value, inputs: Vec<Input>) -> Record {
+        let Value::Object(arguments) = arguments else { panic!("arguments are an object") };
+        Record {
+            kind,
+            format_version: kind.format_version(),
+            tool: kind.tool().to_string(),
+            tool_version: env!("CARGO_PKG_VERSION").to_string(),
+            scheme,
+            arguments,
+            inputs,
+            details: Map::new(),
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// Made by the same tool from the same inputs with the same arguments?
+    fn same_making(&self, other: &Record) -> Result<(), String> {
+        if self.kind != other.kind {
+            return Err(format!("a {} directory", self.kind));
+        }
+        if self.format_version != other.format_version {
+            return Err(format!("{} format {}", self.kind, self.format_version));
+        }
+        let keys: Vec<&String> = other.arguments.keys().chain(self.arguments.keys()).collect();
+        for key in keys {
+            if self.arguments.get(key) != other.arguments.get(key) {
+                let value = self.arguments.get(key).map_or("none".to_string(), |v| v.to_string());
+                return Err(format!("one made with {key} {value}"));
+            }
+        }
+        let digests = |r: &Record| r.inputs.iter().map(|i| (i.role.clone(), i.digest.clone())).collect::<Vec<_>>();
+        if digests(self) != digests(other) {
+            return Err("one made from other inputs".to_string());
+        }
+        Ok(())
+    }
+}
+
+/// A complete stage directory.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    pub dir: PathBuf,
+    pub record: Record,
+    /// blake3 of `stage.json`, which holds the digests of all files.
+    pub digest: String,
+}
+
+impl Stage {
+    /// Opens `dir`, which must be one of `kinds`.
+    pub fn open(dir: &Path, kinds: &[Kind]) -> Result<Stage> {
+        let expected = kinds.iter().map(|k| format!("{:?}", k.to_string())).collect::<Vec<_>>().join(" or ");
+        let first = kinds[0].tool();
+        if !dir.join(FILE).is_file() {
+            let part = PathBuf::from(format!("{}.part", dir.display()));
+            let (found, cure) = if part.is_dir() {
+                ("this stage is not finished".to_string(), format!("run {first} again with the same arguments"))
+            } else if dir.exists() {
+                (format!("no {FILE} in it"), format!("give a directory that {first} made"))
+            } else {
+                ("does not exist".to_string(), format!("run {first} first"))
+            };
+            return Err(Error::input(dir, found, expected, cure));
+        }
+        let stage = Stage::read(dir)?;
+        if !kinds.contains(&stage.record.kind) {
+            let found = format!("this is {:?}", stage.record.kind.to_string());
+            return Err(Error::input(dir, found, expected, format!("run {first} first")));
+        }
+        Ok(stage)
+    }
+
+    /// Reads any stage directory.
+    pub fn read(dir: &Path) -> Result<Stage> {
+        let path = dir.join(FILE);
+        let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
+        let bad = |found: String| Error::input(&path, found, "a whole stage.json", "run the stage again with --force");
+        let value: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("not JSON ({e})")))?;
+        let version = value["format_version"].as_u64().ok_or_else(|| bad("no format_version".into()))?;
+        let kind: Kind = serde_json::from_value(value["kind"].clone())
+            .map_err(|_| bad(format!("kind {} is not known to this version", value["kind"])))?;
+        if version > kind.format_version() as u64 {
+            return Err(Error::input(
+                dir,
+                format!("{kind} format {version}"),
+                format!("at most {}", kind.format_version()),
+                "use the newer lrqat that wrote it, or run the stage again",
+            ));
+        }
+        let record = serde_json::from_value(value).map_err(|e| bad(e.to_string()))?;
+        Ok(Stage { dir: dir.to_path_buf(), record, digest: blake3::hash(&bytes).to_hex().to_string() })
+    }
+
+    /// This stage as the input of another one in `out`.
+    pub fn as_input(&self, role: &str, out: &Path) -> Result<Input> {
+        Ok(Input { role: role.into(), path: relative_path(&self.dir, out)?, digest: self.digest.clone() })
+    }
+
+    /// Where the input of this role lies, if it was recorded.
+    pub fn input_path(&self, role: &str) -> Result<(PathBuf, &Input)> {
+        let input = self.record.inputs.iter().find(|i| i.role == role).ok_or_else(|| {
+            Error::input(&self.dir, format!("stage.json names no {role}"), "its path", "run the stage again with --force")
+        })?;
+        let path = self.dir.join(&input.path);
+        if !path.exists() {
+            return Err(Error::input(
+                &self.dir,
+                format!("its {role} {} is gone", path.display()),
+                "it where it was, relative to this directory",
+                "put it back, or move both together",
+            ));
+        }
+        Ok((tidy(&path), input))
+    }
+
+    /// Opens the input of this role and checks that it is the one this stage was made from.
+    pub fn open_input(&self, role: &str, kind: Kind) -> Result<Stage> {
+        let (path, input) = self.input_path(role)?;
+        let stage = Stage::open(&path, &[kind])?;
+        if stage.digest != input.digest {
+            return Err(Error::input(
+                &self.dir,
+                format!("its {role} {} was made again since", path.display()),
+                "the one it was made from",
+                format!("run {} again with --force", self.record.tool),
+            ));
+        }
+        Ok(stage)
+    }
+
+    /// Hashes every file again (`--verify`).
+    pub fn verify(&self) -> Result<()> {
+        for (name, expected) in &self.record.files {
+            let path = self.dir.join(name);
+            let mut hash = blake3::Hasher::new();
+            hash.update_mmap_rayon(&path).map_err(Error::io(&path, "read"))?;
+            if hash.finalize().to_hex().as_str() != expected.blake3 {
+                return Err(Error::input(
+                    &path,
+                    "its bytes changed since it was written",
+                    format!("blake3 {}", expected.blake3),
+                    format!("run {} again with --force", self.record.tool),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a tool that writes a stage begins.
+pub enum Begin {
+    /// It is there already, made the same way.
+    Done(Stage),
+    Write(PartDir),
+}
+
+/// Looks at `out`: there and made the same way is done, otherwise there needs `--force`.
+pub fn begin(out: &Path, want: &Record, force: bool, resumable: bool) -> Result<Begin> {
+    if out.symlink_metadata().is_ok() && !force {
+        let cure = "use --force to replace it, or another -o";
+        if !out.join(FILE).is_file() {
+            return Err(Error::usage(format!("{}: exists and is no stage of lrqat", out.display()), "choose another -o"));
+        }
+        let there = Stage::read(out)?;
+        return match there.record.same_making(want) {
+            Ok(()) => Ok(Begin::Done(there)),
+            Err(found) => Err(Error::usage(format!("{}: exists, {found}, not what was asked for", out.display()), cure)),
+        };
+    }
+    if force && out.exists() && !out.join(FILE).is_file() {
+        // --force replaces stages, never somebody's home directory.
+        return Err(Error::usage(format!("{}: exists and is no stage of lrqat", out.display()), "choose another -o"));
+    }
+    if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
+    }
+    Ok(Begin::Write(PartDir::open(out, resumable)?))
+}
+
+/// Writes `stage.json`, the last file of a stage.
+pub fn write(part: &PartDir, record: &Record) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(record).expect("a record is plain JSON");
+    bytes.push(b'\n');
+    write_file(&part.join(FILE), &bytes)?;
+    Ok(())
+}
+
+/// Writes `stage.json` and makes the directory appear.
+pub fn commit(part: PartDir, record: &Record) -> Result<()> {
+    write(&part, record)?;
+    part.commit()
+}
+
+/// `to`, relative to the directory `from` (which need not exist yet).
+pub fn relative_path(to: &Path, from: &Path) -> Result<PathBuf> {
+    let absolute = |p: &Path| std::path::absolute(p).map_err(Error::io(p, "resolve"));
+    let to_absolute = to.canonicalize().map_err(Error::io(to, "resolve"))?;
+    // The new directory does not exist, but its parent does or will.
+    let from_absolute = match from.parent().filter(|p| !p.as_os_str().is_empty()).map(|p| p.canonicalize()) {
+        Some(Ok(parent)) => parent.join(from.file_name().unwrap_or_default()),
+        _ => absolute(from)?,
+    };
+    Ok(pathdiff::diff_paths(&to_absolute, from_absolute).unwrap_or(to_absolute))
+}
+
+/// `run/wrapped/../scales` as `run/scales`.
+fn tidy(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        let normal = matches!(out.components().next_back(), Some(std::path::Component::Normal(_)));
+        if part == std::path::Component::ParentDir && normal {
+            out.pop();
+        } else {
+            out.push(part);
+        }
+    }
+    out
+}

@@ -1,0 +1,186 @@
+//! `scales/`: the fitted grid of every linear.
+//!
+//! | tensor in `scales.safetensors` | type | shape | |
+//! |---|---|---|---|
+//! | `<linear>.scale` | f32 | [N, G] | master scale s0, at least 2^-17 |
+//! | `<linear>.zero_point` | i32 | [N, G] | schemes with `z`: integer on the signed grid |
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::float::FloatModel;
+use super::record::{Kind, Stage};
+use crate::compute::cpu::simd::simd;
+use crate::error::{Error, Result};
+use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
+use crate::format::tensor::{Dtype, Tensor};
+use crate::model::Config;
+use crate::model::names::LinearName;
+use crate::model::weights::{Codes, HostLinear, Source, pack_rows};
+use crate::quant::fit::Fit;
+use crate::quant::{Scheme, grid};
+
+pub const FILE: &str = "scales.safetensors";
+
+/// The grid of one linear.
+pub struct LinearGrid {
+    /// [N, G]
+    pub scale: Vec<f32>,
+    /// [N, G]; none for a symmetric scheme.
+    pub zero: Option<Vec<f32>>,
+}
+
+/// Fits the grid of one linear, in parallel over its rows. Weights that are not finite are an error.
+pub fn fit_linear(w: &Tensor, linear: &LinearName, scheme: Scheme, fit: Fit, path: &Path) -> Result<LinearGrid> {
+    let (n, k) = (linear.n, linear.k);
+    let (group, groups) = (scheme.group_size(k), scheme.groups(k));
+    let mut scale = vec![0.0; n * groups];
+    let mut zero = vec![0.0; n * groups];
+    let finite = scale.par_chunks_mut(groups).zip(zero.par_chunks_mut(groups)).enumerate().map(|(row, (scale, zero))| {
+        let mut values = vec![0.0; k];
+        w.read_f32(row * k..(row + 1) * k, &mut values);
+        if let Some(column) = values.iter().position(|v| !v.is_finite()) {
+            return Err(Error::input(
+                path,
+                format!("{}.weight[{row}, {column}] is {}", linear.name, values[column]),
+                "finite weights",
+                "fetch the model again, or fix the checkpoint",
+            ));
+        }
+        for (g, values) in values.chunks_exact(group).enumerate() {
+            let fitted = simd(
+                #[inline(always)]
+                || fit.fit(values, scheme),
+            );
+            (scale[g], zero[g]) = (fitted.scale, fitted.zero_point);
+        }
+        Ok(())
+    });
+    finite.collect::<Result<()>>()?;
+    w.forget();
+    Ok(LinearGrid { scale, zero: scheme.asymmetric.then_some(zero) })
+}
+
+/// The tensors of a linear in this file.
+pub fn specs(linear: &LinearName, scheme: Scheme) -> Vec<Spec> {
+    let shape = [linear.n, scheme.groups(linear.k)];
+    let mut specs = vec![Spec::new(format!("{}.scale", linear.name), Dtype::F32, shape)];
+    if scheme.asymmetric {
+        specs.push(Spec::new(format!("{}.zero_point", linear.name), Dtype::I32, shape));
+    }
+    specs
+}
+
+/// Writes the grid that belongs to the writer's next tensor, `<linear>.scale` or `<linear>.zero_point`.
+pub fn put(writer: &mut TensorWriter, name: &str, grid: &LinearGrid) -> Result<()> {
+    let bytes: Vec<u8> = match (&grid.zero, name.ends_with(".zero_point")) {
+        (Some(zero), true) => zero.iter().flat_map(|z| (*z as i32).to_le_bytes()).collect(),
+        _ => grid.scale.iter().flat_map(|s| s.to_le_bytes()).collect(),
+    };
+    writer.put(name, &bytes)
+}
+
+/// Reads a linear's grid from any file that holds these two tensors.
+pub fn read_grid(file: &TensorFile, linear: &LinearName, scheme: Scheme) -> Result<LinearGrid> {
+    let shape = [linear.n, scheme.groups(linear.k)];
+    let scale = file.expect(&format!("{}.scale", linear.name), Dtype::F32, &shape)?.to_f32();
+    if let Some(bad) = scale.iter().find(|s| !s.is_finite() || **s <= 0.0) {
+        return Err(Error::input(
+            file.path(),
+            format!("{}.scale holds {bad}", linear.name),
+            "finite positive scales",
+            "make the file again",
+        ));
+    }
+    let zero = if scheme.asymmetric {
+        let t = file.expect(&format!("{}.zero_point", linear.name), Dtype::I32, &shape)?;
+        let ints = t.bytes().chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32);
+        Some(ints.collect())
+    } else {
+        None
+    };
+    Ok(LinearGrid { scale, zero })
+}
+
+/// Scales with the model they were fitted to: round-to-nearest, before any training.
+pub struct Scales {
+    pub stage: Stage,
+    pub scheme: Scheme,
+    pub model: FloatModel,
+    file: TensorFile,
+}
+
+impl Scales {
+    pub fn open(dir: &Path) -> Result<Scales> {
+        let stage = Stage::open(dir, &[Kind::Scales])?;
+        let scheme = scheme_of(&stage)?;
+        let (path, input) = stage.input_path("model")?;
+        let model = FloatModel::open(&path)?;
+        if model.fingerprint()? != input.digest {
+            return Err(Error::input(
+                dir,
+                format!("its model {} changed since", path.display()),
+                "the one the scales were fitted to",
+                "run ptq-init again with --force",
+            ));
+        }
+        let file = TensorFile::open(&dir.join(FILE))?;
+        Ok(Scales { stage, scheme, model, file })
+    }
+
+    pub fn grid(&self, linear: &LinearName) -> Result<LinearGrid> {
+        read_grid(&self.file, linear, self.scheme)
+    }
+}
+
+/// The scheme that a stage records.
+pub fn scheme_of(stage: &Stage) -> Result<Scheme> {
+    let word = stage.record.scheme.as_deref().unwrap_or_default();
+    word.parse().map_err(|_| {
+        Error::input(
+            stage.dir.join(super::record::FILE),
+            format!("scheme {word:?}"),
+            "a scheme such as w4g128",
+            "run the stage again with --force",
+        )
+    })
+}
+
+impl LinearGrid {
+    /// W0/s0 + z of whole rows from row `first` on, in place; rows have `k` columns.
+    #[inline(always)]
+    pub fn to_grid(&self, w: &mut [f32], first: usize, k: usize, scheme: Scheme) {
+        let (group, groups) = (scheme.group_size(k), scheme.groups(k));
+        for (g, w) in w.chunks_exact_mut(group).enumerate() {
+            let at = first * groups + g;
+            let (s, z) = (self.scale[at], self.zero.as_ref().map_or(0.0, |zero| zero[at]));
+            for w in w {
+                *w = *w / s + z;
+            }
+        }
+    }
+}
+
+impl Source for Scales {
+    fn config(&self) -> &Config {
+        &self.model.config
+    }
+
+    fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.model.tensor(name, shape)
+    }
+
+    /// Round-to-nearest: W_Z = clip(round(W0/s0 + z)).
+    fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
+        let w = self.model.tensor(&format!("{}.weight", linear.name), &[linear.n, linear.k])?;
+        let g = self.grid(linear)?;
+        let k = linear.k;
+        let codes = pack_rows(self.scheme, linear.n, k, |first, z| {
+            w.read_f32(first * k..first * k + z.len(), z);
+            g.to_grid(z, first, k, self.scheme);
+        });
+        let scale = g.scale.iter().map(|s| grid::forward_scale(*s)).collect();
+        Ok(HostLinear::Codes(Codes { scheme: self.scheme, codes, scale, zero: g.zero }))
+    }
+}

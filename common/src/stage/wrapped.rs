@@ -1,0 +1,218 @@
+//! `wrapped/`: frozen Φ0, the low-rank factors at their start, and everything else of the model. From here on the
+//! float model is not needed.
+//!
+//! | tensor in `wrapped.safetensors` | type | shape | |
+//! |---|---|---|---|
+//! | `<linear>.phi` | u8 | [N, row bytes] | Φ0 as [`Phi`] packs it; the metadata name φ and the scheme |
+//! | `<linear>.scale`, `<linear>.zero_point` | f32, i32 | [N, G] | as in `scales/` |
+//! | `<linear>.lora_a`, `<linear>.lora_b` | f32 | [N, r], [r, K] | start values: zero, and U(−1/√K, 1/√K) |
+//! | embeddings, norms, head | as in the model | | under their own names |
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::float::{FloatModel, SupportFiles, read_config, read_support_files};
+use super::record::{Kind, Stage};
+use super::scales::{self, LinearGrid, Scales, read_grid, scheme_of};
+use crate::compute::cpu::simd::simd;
+use crate::error::{Error, Result};
+use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
+use crate::format::tensor::{Dtype, Tensor};
+use crate::model::Config;
+use crate::model::names::{self, LinearName};
+use crate::model::weights::{HostLinear, HostLowRank, Source};
+use crate::quant::{Phi, Scheme, lowrank};
+
+pub const FILE: &str = "wrapped.safetensors";
+
+/// What `lr-wrap` was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wrapping {
+    pub phi: Phi,
+    pub rank: usize,
+    pub alpha: f32,
+    pub seed: u64,
+}
+
+impl Wrapping {
+    pub fn arguments(&self) -> Value {
+        json!({"phi": self.phi.to_string(), "rank": self.rank, "alpha": self.alpha, "seed": self.seed})
+    }
+
+    fn read(stage: &Stage) -> Result<Wrapping> {
+        let args = &stage.record.arguments;
+        let read = || {
+            Some(Wrapping {
+                phi: args.get("phi")?.as_str()?.parse().ok()?,
+                rank: args.get("rank")?.as_u64().filter(|r| *r > 0)? as usize,
+                alpha: args.get("alpha")?.as_f64()? as f32,
+                seed: args.get("seed")?.as_u64()?,
+            })
+        };
+        read().ok_or_else(|| {
+            let path = stage.dir.join(super::record::FILE);
+            Error::input(path, "arguments that are not lr-wrap's", "phi, rank, alpha and seed", "run lr-wrap again with --force")
+        })
+    }
+}
+
+/// All tensors of the file, with the stored type of those that stay floating point.
+pub fn specs(model: &FloatModel, scheme: Scheme, w: &Wrapping) -> Result<Vec<Spec>> {
+    let mut specs = Vec::new();
+    for linear in names::linears(&model.config) {
+        let phi = w.phi.row_bytes(scheme, linear.k);
+        specs.push(Spec::new(format!("{}.phi", linear.name), Dtype::U8, [linear.n, phi]));
+        specs.extend(scales::specs(&linear, scheme));
+        specs.push(Spec::new(format!("{}.lora_a", linear.name), Dtype::F32, [linear.n, w.rank]));
+        specs.push(Spec::new(format!("{}.lora_b", linear.name), Dtype::F32, [w.rank, linear.k]));
+    }
+    for (name, shape) in names::floats(&model.config) {
+        specs.push(Spec::new(name.clone(), model.tensor(&name, &shape)?.dtype, shape));
+    }
+    Ok(specs)
+}
+
+/// Writes every tensor; `each` is told the bytes written, for a progress bar.
+pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each: impl FnMut(u64)) -> Result<()> {
+    let config = &scales.model.config;
+    let linears: std::collections::BTreeMap<String, LinearName> =
+        names::linears(config).into_iter().map(|l| (l.name.clone(), l)).collect();
+    for spec in writer.order().to_vec() {
+        let (stem, suffix) = spec.name.rsplit_once('.').unwrap_or((&spec.name, ""));
+        match (linears.get(stem), suffix) {
+            (Some(linear), "phi") => writer.put(&spec.name, &downcast(scales, linear, w)?)?,
+            (Some(_), "lora_a") => writer.put(&spec.name, &vec![0; spec.bytes()])?,
+            (Some(linear), "lora_b") => {
+                let b = lowrank::init_b(w.rank, linear.k, w.seed, &spec.name);
+                writer.put(&spec.name, bytemuck::cast_slice(&b))?;
+            }
+            (Some(linear), _) => scales::put(writer, &spec.name, &scales.grid(linear)?)?,
+            (None, _) => {
+                let t = scales.model.tensor(&spec.name, &spec.shape)?;
+                finite(&t, &spec.name, scales.model.path())?;
+                writer.put(&spec.name, t.bytes())?;
+                t.forget();
+            }
+        }
+        each(spec.bytes() as u64);
+    }
+    Ok(())
+}
+
+fn finite(t: &Tensor, name: &str, path: &Path) -> Result<()> {
+    let width = t.shape.last().copied().unwrap_or(1);
+    let bad = (0..t.len() / width.max(1)).into_par_iter().find_any(|row| {
+        let mut values = vec![0.0; width];
+        t.read_f32(row * width..(row + 1) * width, &mut values);
+        values.iter().any(|v| !v.is_finite())
+    });
+    match bad {
+        Some(row) => Err(Error::input(
+            path,
+            format!("{name} row {row} holds a value that is not finite"),
+            "finite weights",
+            "fetch the model again, or fix the checkpoint",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Φ0 = φ(W0/s0 + z) of one linear.
+fn downcast(scales: &Scales, linear: &LinearName, w: &Wrapping) -> Result<Vec<u8>> {
+    let (n, k, scheme) = (linear.n, linear.k, scales.scheme);
+    let weight = scales.model.tensor(&format!("{}.weight", linear.name), &[n, k])?;
+    let grid = scales.grid(linear)?;
+    let row_bytes = w.phi.row_bytes(scheme, k);
+    let mut packed = vec![0u8; n * row_bytes];
+    packed.par_chunks_mut(row_bytes).enumerate().for_each(|(row, packed)| {
+        let mut z = vec![0.0; k];
+        simd(
+            #[inline(always)]
+            || {
+                weight.read_f32(row * k..(row + 1) * k, &mut z);
+                grid.to_grid(&mut z, row, k, scheme);
+                w.phi.pack_row(scheme, &z, packed);
+            },
+        );
+    });
+    weight.forget();
+    Ok(packed)
+}
+
+/// An open `wrapped/`.
+pub struct Wrapped {
+    pub stage: Stage,
+    pub scheme: Scheme,
+    pub wrapping: Wrapping,
+    pub config: Config,
+    pub config_json: Value,
+    file: TensorFile,
+}
+
+impl Wrapped {
+    pub fn open(dir: &Path) -> Result<Wrapped> {
+        Wrapped::of(Stage::open(dir, &[Kind::Wrapped])?)
+    }
+
+    pub fn of(stage: Stage) -> Result<Wrapped> {
+        let (scheme, wrapping) = (scheme_of(&stage)?, Wrapping::read(&stage)?);
+        let config_json = read_config(&stage.dir)?;
+        let config = Config::parse(&stage.dir.join("config.json"), &config_json)?;
+        let file = TensorFile::open(&stage.dir.join(FILE))?;
+        Ok(Wrapped { stage, scheme, wrapping, config, config_json, file })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.stage.dir
+    }
+
+    /// config.json and the tokenizer's files.
+    pub fn support_files(&self) -> Result<SupportFiles> {
+        read_support_files(self.dir())
+    }
+
+    pub fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.file.expect_float(name, shape)
+    }
+
+    /// A linear with its trained tensors taken from `trained`, or at their start.
+    pub fn linear_from(&self, linear: &LinearName, trained: Option<&TensorFile>) -> Result<HostLowRank> {
+        let (n, k, w) = (linear.n, linear.k, &self.wrapping);
+        let phi = self.file.expect(&format!("{}.phi", linear.name), Dtype::U8, &[n, w.phi.row_bytes(self.scheme, k)])?;
+        let LinearGrid { mut scale, zero } = read_grid(&self.file, linear, self.scheme)?;
+        let from = trained.unwrap_or(&self.file);
+        if trained.is_some() {
+            scale = from.expect(&format!("{}.scale", linear.name), Dtype::F32, &[n, self.scheme.groups(k)])?.to_f32();
+        }
+        let read = |suffix: &str, shape: [usize; 2]| {
+            Ok(from.expect(&format!("{}.{suffix}", linear.name), Dtype::F32, &shape)?.to_f32())
+        };
+        Ok(HostLowRank {
+            scheme: self.scheme,
+            stored: w.phi,
+            phi,
+            rank: w.rank,
+            alpha: w.alpha,
+            scale,
+            zero,
+            a: read("lora_a", [n, w.rank])?,
+            b: read("lora_b", [w.rank, k])?,
+        })
+    }
+}
+
+impl Source for Wrapped {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        Wrapped::float(self, name, shape)
+    }
+
+    fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
+        Ok(HostLinear::LowRank(self.linear_from(linear, None)?))
+    }
+}

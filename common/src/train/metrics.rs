@@ -1,0 +1,57 @@
+//! `metrics.jsonl`: one line a step. A log, cut back to the last save when a run resumes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::format::atomic::write_file;
+
+/// One step: its mean next-token loss before the update, in nats.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// From 1.
+    pub step: u64,
+    pub loss: f64,
+    /// Global norm before clipping.
+    pub grad_norm: f64,
+    pub lr_ab: f64,
+    pub lr_scale: f64,
+    pub tokens_per_s: f64,
+    pub peak_rss: u64,
+}
+
+pub struct MetricsFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsFile {
+    /// Opens the log with the lines up to `step`; what a killed run wrote after its last save is dropped.
+    pub fn resume(path: &Path, step: u64) -> Result<(MetricsFile, Vec<StepMetrics>)> {
+        let kept: Vec<StepMetrics> = read(path)?.into_iter().filter(|m| m.step <= step).collect();
+        let text: String = kept.iter().map(line).collect();
+        write_file(path, text.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
+        Ok((MetricsFile { path: path.into(), file }, kept))
+    }
+
+    pub fn append(&mut self, m: &StepMetrics) -> Result<()> {
+        self.file.write_all(line(m).as_bytes()).map_err(Error::io(&self.path, "write"))
+    }
+}
+
+fn line(m: &StepMetrics) -> String {
+    serde_json::to_string(m).expect("numbers are plain JSON") + "\n"
+}
+
+/// The whole lines of a log; none if it does not exist. The last line of a killed run may be torn.
+pub fn read(path: &Path) -> Result<Vec<StepMetrics>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().map_while(|l| serde_json::from_str(l).ok()).collect()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(Error::io(path, "read")(e)),
+    }
+}

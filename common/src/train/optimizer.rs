@@ -1,0 +1,62 @@
+//! One optimizer step over the parameter table: finite check, global norm, clipping, AdamW.
+
+use crate::compute::backend::{AdamStep, Backend};
+use crate::error::Result;
+use crate::model::params::{Params, Rate};
+
+use super::recipe::Recipe;
+
+/// Adam's moments, one buffer per parameter.
+pub struct Moments<B: Backend> {
+    pub m: Vec<B::Buffer>,
+    pub v: Vec<B::Buffer>,
+}
+
+impl<B: Backend> Moments<B> {
+    pub fn zeros(backend: &B, params: &Params<B>) -> Result<Moments<B>> {
+        Ok(Moments { m: params.zeros_like(backend)?, v: params.zeros_like(backend)? })
+    }
+}
+
+/// Global norm of the gradients, or the name of the first one that is not finite.
+pub fn gradient_norm<B: Backend>(backend: &B, params: &Params<B>, grads: &[B::Buffer]) -> Result<f64, String> {
+    let mut sum = 0.0;
+    for (spec, g) in params.specs.iter().zip(grads) {
+        let square = backend.square_sum(g);
+        if !square.is_finite() {
+            return Err(spec.name.clone());
+        }
+        sum += square;
+    }
+    Ok(sum.sqrt())
+}
+
+/// Updates every parameter; `t` counts from 0.
+pub fn step<B: Backend>(
+    backend: &B,
+    recipe: &Recipe,
+    t: u64,
+    norm: f64,
+    params: &mut Params<B>,
+    grads: &[B::Buffer],
+    moments: &mut Moments<B>,
+) {
+    // As torch.nn.utils.clip_grad_norm_: max_norm / (norm + 1e-6), at most 1.
+    let clip = if recipe.clip > 0.0 { (recipe.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    let factor = recipe.rate_factor(t);
+    for (i, spec) in params.specs.iter().enumerate() {
+        let peak = match spec.rate {
+            Rate::LowRank => recipe.lr_ab,
+            Rate::Scale => recipe.lr_scale,
+        };
+        let adam = AdamStep {
+            rate: (peak * factor) as f32,
+            beta1: Recipe::BETA1,
+            beta2: Recipe::BETA2,
+            epsilon: Recipe::EPSILON,
+            step: t + 1,
+            grad_factor: clip as f32,
+        };
+        backend.adamw(adam, &mut params.values[i], &grads[i], &mut moments.m[i], &mut moments.v[i]);
+    }
+}

@@ -1,0 +1,77 @@
+//! `qat-step --plan`: what a run will hold in memory, from the same ledger that the run allocates from.
+
+use crate::compute::backend::Backend;
+use crate::model::Config;
+use crate::model::ledger::Activations;
+use crate::model::names;
+use crate::quant::{Phi, Scheme};
+
+use super::recipe::Recipe;
+
+/// One row of the plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub what: &'static str,
+    pub detail: String,
+    pub bytes: u64,
+}
+
+/// What decides the memory of a run.
+pub struct Holding<'a> {
+    pub config: &'a Config,
+    pub scheme: Scheme,
+    pub phi: Phi,
+    pub rank: usize,
+    /// Bytes of embedding, norms and head as stored.
+    pub float_bytes: u64,
+    pub recipe: &'a Recipe,
+}
+
+pub fn plan<B: Backend>(backend: &B, h: &Holding) -> Vec<Held> {
+    let linears = names::linears(h.config);
+    let phi: u64 = linears.iter().map(|l| (l.n * h.phi.row_bytes(h.scheme, l.k)) as u64).sum();
+    let trained: u64 =
+        linears.iter().map(|l| (l.n * h.scheme.groups(l.k) + h.rank * (l.n + l.k)) as u64 * 4).sum();
+    let zero: u64 = if h.scheme.asymmetric {
+        linears.iter().map(|l| (l.n * h.scheme.groups(l.k) * 4) as u64).sum()
+    } else {
+        0
+    };
+    let rows = h.recipe.batch * h.recipe.seq;
+    let acts = Activations::lengths(h.config, rows, true);
+    let mut held = vec![
+        Held { what: "frozen weights", detail: format!("Φ0 as {} of {}", h.phi, h.scheme), bytes: phi + zero },
+        Held { what: "frozen floats", detail: "embedding, norms, head as stored".into(), bytes: h.float_bytes },
+        Held { what: "A, B and s", detail: format!("rank {}, f32 masters", h.rank), bytes: trained },
+        Held { what: "gradients", detail: "of A, B and s, f32".into(), bytes: trained },
+        Held { what: "Adam", detail: "two moments, f32".into(), bytes: 2 * trained },
+        Held {
+            what: "checkpoints",
+            detail: format!("inputs of {} blocks, {} × {} tokens", h.config.layers, h.recipe.batch, h.recipe.seq),
+            bytes: 4 * acts.checkpointed() as u64,
+        },
+        Held { what: "activations", detail: "of one block, with gradients".into(), bytes: 4 * acts.block() as u64 },
+    ];
+    let shapes: Vec<(usize, usize)> = linears.iter().map(|l| (l.n, l.k)).collect();
+    for (what, detail, bytes) in backend.scratch(&shapes, h.config.vocab, h.config.d, rows) {
+        held.push(Held { what, detail, bytes });
+    }
+    held
+}
+
+pub fn total(held: &[Held]) -> u64 {
+    held.iter().map(|h| h.bytes).sum()
+}
+
+/// The plan as a table.
+pub fn table(held: &[Held]) -> String {
+    let mut out = String::new();
+    for h in held {
+        out += &format!("{:<16} {:>10}  {}\n", h.what, mib(h.bytes), h.detail);
+    }
+    out + &format!("{:<16} {:>10}  planned peak\n", "total", mib(total(held)))
+}
+
+pub fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1u64 << 20) as f64)
+}

@@ -1,0 +1,150 @@
+//! The recipe: everything that, with the wrapped model and the shards, decides the bytes of a checkpoint.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Shape of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    Linear,
+    Cosine,
+    Constant,
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Schedule::Linear => "linear",
+            Schedule::Cosine => "cosine",
+            Schedule::Constant => "constant",
+        })
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Schedule> {
+        match word {
+            "linear" => Ok(Schedule::Linear),
+            "cosine" => Ok(Schedule::Cosine),
+            "constant" => Ok(Schedule::Constant),
+            _ => Err(Error::usage(format!("schedule {word:?} is not known"), "choose linear, cosine or constant")),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Length of the schedule.
+    pub steps: u64,
+    /// Sequences of a micro-batch.
+    pub batch: usize,
+    /// Micro-batches of a step.
+    pub accum: usize,
+    /// Tokens of a sequence.
+    pub seq: usize,
+    /// Peak learning rate of A and B.
+    pub lr_ab: f64,
+    /// Peak learning rate of the scales.
+    pub lr_scale: f64,
+    /// Part of the steps that warm up.
+    pub warmup: f64,
+    pub schedule: Schedule,
+    /// Largest global gradient norm; 0 is no clipping.
+    pub clip: f64,
+    pub seed: u64,
+}
+
+impl Default for Recipe {
+    fn default() -> Recipe {
+        Recipe {
+            steps: 1000,
+            batch: 4,
+            accum: 1,
+            seq: 512,
+            lr_ab: 1e-3,
+            lr_scale: 1e-5,
+            warmup: 0.1,
+            schedule: Schedule::Linear,
+            clip: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+impl Recipe {
+    pub const BETA1: f32 = 0.9;
+    pub const BETA2: f32 = 0.95;
+    pub const EPSILON: f32 = 1e-8;
+
+    pub fn check(&self) -> Result<()> {
+        let bad = |what: &str, cure: &str| Err(Error::usage(what, cure));
+        if self.steps == 0 || self.batch == 0 || self.accum == 0 {
+            return bad("--steps, --batch and --accum must be positive", "give at least 1");
+        }
+        if self.seq < 2 {
+            return bad("--seq must be at least 2", "a sequence predicts all of its tokens but the first");
+        }
+        if !(0.0..=1.0).contains(&self.warmup) {
+            return bad("--warmup must be between 0 and 1", "give the part of the steps that warm up");
+        }
+        let rates = [self.lr_ab, self.lr_scale, self.clip];
+        if rates.iter().any(|r| !r.is_finite() || *r < 0.0) {
+            return bad("--lr-ab, --lr-scale and --clip must be finite and not negative", "give numbers such as 1e-3");
+        }
+        Ok(())
+    }
+
+    /// Factor of the learning rates at step `t` (from 0): linear warm-up, then down to 0 at the end of the schedule.
+    pub fn rate_factor(&self, t: u64) -> f64 {
+        let (t, n) = (t as f64, self.steps as f64);
+        let warm = self.warmup * n;
+        let rising = if warm > 0.0 { (t + 1.0) / warm } else { 1.0 };
+        let left = if n > warm { ((n - t) / (n - warm)).clamp(0.0, 1.0) } else { 1.0 };
+        let falling = match self.schedule {
+            Schedule::Constant => 1.0,
+            Schedule::Linear => left,
+            Schedule::Cosine => 0.5 - 0.5 * (std::f64::consts::PI * left).cos(),
+        };
+        rising.min(falling).min(1.0)
+    }
+
+    /// Tokens that a step sees.
+    pub fn tokens_per_step(&self) -> u64 {
+        (self.batch * self.accum * self.seq) as u64
+    }
+
+    /// As recorded in a checkpoint's `stage.json`; `path` is for messages.
+    pub fn from_arguments(path: &Path, arguments: &serde_json::Map<String, serde_json::Value>) -> Result<Recipe> {
+        serde_json::from_value(serde_json::Value::Object(arguments.clone())).map_err(|e| {
+            Error::input(path, format!("no whole recipe in stage.json ({e})"), "qat-step's arguments", "run qat-step again with --force")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Points of the schedules by their definition: warm-up reaches 1 at its last step, the end is near 0.
+    #[test]
+    fn schedules_warm_up_and_decay() {
+        let linear = Recipe { steps: 100, ..Recipe::default() };
+        for (t, expected) in [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (55, 0.5), (99, 1.0 / 90.0)] {
+            assert!((linear.rate_factor(t) - expected).abs() < 1e-12, "{t}: {}", linear.rate_factor(t));
+        }
+        let cosine = Recipe { schedule: Schedule::Cosine, ..linear.clone() };
+        for (t, expected) in [(0, 0.1), (10, 1.0), (55, 0.5), (100, 0.0)] {
+            assert!((cosine.rate_factor(t) - expected).abs() < 1e-12, "{t}: {}", cosine.rate_factor(t));
+        }
+        let constant = Recipe { schedule: Schedule::Constant, warmup: 0.0, ..linear };
+        assert!((0..100).all(|t| constant.rate_factor(t) == 1.0));
+    }
+}

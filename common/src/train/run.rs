@@ -1,0 +1,119 @@
+//! The training loop: from a step of the schedule to another, saving on the way.
+
+use std::time::Instant;
+
+use super::metrics::{MetricsFile, StepMetrics};
+use super::optimizer::{self, Moments};
+use super::recipe::Recipe;
+use super::resume::Saves;
+use crate::compute::backend::Backend;
+use crate::data::order::Windows;
+use crate::error::{Error, Result};
+use crate::format::atomic::PartDir;
+use crate::model::forward::Batch;
+use crate::model::ledger::Activations;
+use crate::model::weights::Model;
+use crate::stage::shards::Shards;
+
+/// A run: what it trains, on what, how far.
+pub struct Run<'a, B: Backend> {
+    pub backend: &'a B,
+    pub recipe: &'a Recipe,
+    pub shards: &'a Shards,
+    pub part: &'a PartDir,
+    pub saves: &'a Saves<'a>,
+    /// Steps between saves; 0 saves only at the end.
+    pub save_every: u64,
+    /// The step to stop at.
+    pub until: u64,
+    /// Asked after every step: a reason to stop now, if there is one.
+    pub stop: &'a dyn Fn() -> Option<String>,
+    /// Told of every step.
+    pub each: &'a mut dyn FnMut(&StepMetrics),
+    /// Peak resident bytes of this process, for the log.
+    pub peak_memory: fn() -> u64,
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// Trains from step `from` (steps done) to `until`.
+    pub fn train(
+        &mut self,
+        model: &mut Model<B>,
+        moments: &mut Moments<B>,
+        from: u64,
+        metrics: &mut MetricsFile,
+    ) -> Result<()> {
+        let rows = self.recipe.batch * self.recipe.seq;
+        let mut acts = Activations::lengths(&model.config, rows, true).allocate(self.backend)?;
+        let mut grads = model.params.zeros_like(self.backend)?;
+        let windows = self.shards.windows(self.recipe.seq)?;
+        for t in from..self.until {
+            let begun = Instant::now();
+            let loss = self.gradients(model, t, &windows, &mut acts, &mut grads)?;
+            let norm = self.check_finite(model, t, loss, &grads)?;
+            optimizer::step(self.backend, self.recipe, t, norm, &mut model.params, &grads, moments);
+            let factor = self.recipe.rate_factor(t);
+            let m = StepMetrics {
+                step: t + 1,
+                loss,
+                grad_norm: norm,
+                lr_ab: self.recipe.lr_ab * factor,
+                lr_scale: self.recipe.lr_scale * factor,
+                tokens_per_s: self.recipe.tokens_per_step() as f64 / begun.elapsed().as_secs_f64(),
+                peak_rss: (self.peak_memory)(),
+            };
+            metrics.append(&m)?;
+            (self.each)(&m);
+            let done = t + 1;
+            let stop = if done < self.until { (self.stop)() } else { None };
+            if stop.is_some() || (self.save_every > 0 && done.is_multiple_of(self.save_every)) {
+                self.saves.save(self.backend, done, &model.params, moments)?;
+            }
+            if let Some(why) = stop {
+                return Err(Error::Stopped { path: self.part.path().to_path_buf(), step: done, why });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gradients of step `t` over all its micro-batches; returns the mean loss.
+    fn gradients(
+        &self,
+        model: &Model<B>,
+        t: u64,
+        windows: &Windows,
+        acts: &mut Activations<B::Buffer>,
+        grads: &mut [B::Buffer],
+    ) -> Result<f64> {
+        let r = self.recipe;
+        for g in grads.iter_mut() {
+            self.backend.fill_zero(g);
+        }
+        let predictions = r.batch * r.accum * (r.seq - 1);
+        let mut loss = 0.0;
+        for micro in 0..r.accum {
+            let samples = (0..r.batch).map(|i| {
+                let (shard, offset) = windows.sample(r.seed, t, (micro * r.batch + i) as u64);
+                self.shards.read(shard, offset, r.seq, model.config.vocab)
+            });
+            let samples = samples.collect::<Result<Vec<_>>>()?;
+            let batch = Batch::next_token(samples.iter().map(|s| s.as_slice()));
+            loss += model.loss_and_gradients(self.backend, &batch, 1.0 / predictions as f32, acts, grads);
+        }
+        Ok(loss / predictions as f64)
+    }
+
+    fn check_finite(&self, model: &Model<B>, t: u64, loss: f64, grads: &[B::Buffer]) -> Result<f64> {
+        let norm = optimizer::gradient_norm(self.backend, &model.params, grads);
+        let bad = match norm {
+            _ if !loss.is_finite() => "loss".to_string(),
+            Err(name) => format!("gradient of {name}"),
+            Ok(norm) => return Ok(norm),
+        };
+        let kept = match self.saves.latest()? {
+            Some((dir, _)) => format!("the last good checkpoint is {}; lower --lr-ab or --lr-scale", dir.display()),
+            None => "no checkpoint was saved yet; lower --lr-ab or --lr-scale".to_string(),
+        };
+        Err(Error::NotFinite { tensor: bad, step: t + 1, kept })
+    }
+}
