@@ -192,11 +192,19 @@ impl Attention<'_> {
     /// Copies the block's queries into [tokens * group, head_dim], times `factor`.
     pub(super) fn gather(&self, block: &Block, q: &[f32], factor: f32, rows: &mut Vec<f32>) {
         let width = self.group() * self.head_dim;
-        rows.clear();
-        for row in block.start + block.first..block.start + block.first + block.tokens {
-            let at = row * self.q_width() + block.kv_head * width;
-            rows.extend(q[at..at + width].iter().map(|x| x * factor));
-        }
+        let first = block.start + block.first;
+        let tokens = q[first * self.q_width()..].chunks_exact(self.q_width()).take(block.tokens);
+        rows.resize(block.tokens * width, 0.0);
+        simd(
+            #[inline(always)]
+            || {
+                for (row, token) in rows.chunks_exact_mut(width).zip(tokens) {
+                    for (x, q) in row.iter_mut().zip(&token[block.kv_head * width..]) {
+                        *x = q * factor;
+                    }
+                }
+            },
+        );
     }
 
     /// Where the key or value of this position begins.

@@ -49,9 +49,9 @@ fn run(
     assert!(reach(m, k, a_row_stride, a_col_stride) <= a.len(), "gemm: A [{m}, {k}] is larger than its slice");
     assert!(reach(k, n, b_row_stride, b_col_stride) <= b.len(), "gemm: B [{k}, {n}] is larger than its slice");
     assert!(reach(m, n, c_row_stride, c_col_stride) <= c.len(), "gemm: C [{m}, {n}] is larger than its slice");
-    let by_rows = c_row_stride >= (n - 1) * c_col_stride + 1 && (n == 1 || c_col_stride >= 1);
-    let by_cols = c_col_stride >= (m - 1) * c_row_stride + 1 && (m == 1 || c_row_stride >= 1);
-    assert!(m == 1 || n == 1 || by_rows || by_cols, "gemm: elements of C overlap");
+    let apart = (m == 1 || c_row_stride > 0) && (n == 1 || c_col_stride > 0);
+    let nested = m == 1 || n == 1 || c_row_stride > (n - 1) * c_col_stride || c_col_stride > (m - 1) * c_row_stride;
+    assert!(apart && nested, "gemm: elements of C overlap");
     // SAFETY: every index that [rows, cols, strides] can produce was checked to lie inside its slice; C is
     // borrowed mutably, so it overlaps neither A nor B; its elements are distinct (asserted).
     unsafe {
@@ -106,4 +106,46 @@ fn reach(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usiz
     }
     let last = (rows - 1).checked_mul(row_stride).zip((cols - 1).checked_mul(col_stride));
     last.and_then(|(r, c)| r.checked_add(c)?.checked_add(1)).expect("gemm: strides overflow")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gemm;
+
+    /// Small integers, so that every product and sum is exact.
+    fn integers(n: usize) -> Vec<f32> {
+        (0..n).map(|i| (i * 7 % 13) as f32 - 6.0).collect()
+    }
+
+    #[test]
+    fn transposes_and_accumulation() {
+        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (1, 40, 70), (40, 1, 70), (50, 33, 64), (2, 3, 0)] {
+            let (a, b) = (integers(m * k), integers(k * n));
+            // (row stride, column stride) of each matrix by rows and by columns
+            for (ars, acs) in [(k, 1), (1, m)] {
+                for (brs, bcs) in [(n, 1), (1, k)] {
+                    let mut c = vec![1.0; m * n];
+                    gemm(m, n, k, 2.0, &a, ars, acs, &b, brs, bcs, true, &mut c, n, 1);
+                    let mut d = vec![f32::NAN; m * n];
+                    gemm(m, n, k, 2.0, &a, ars, acs, &b, brs, bcs, false, &mut d, 1, m);
+                    for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                        let sum: f32 = (0..k).map(|p| a[i * ars + p * acs] * b[p * brs + j * bcs]).sum();
+                        assert_eq!((c[i * n + j], d[i + j * m]), (1.0 + 2.0 * sum, 2.0 * sum), "{m} {n} {k}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "B [3, 4] is larger than its slice")]
+    fn reaching_beyond_a_slice_panics() {
+        gemm(2, 4, 3, 1.0, &[0.0; 6], 3, 1, &[0.0; 11], 4, 1, false, &mut [0.0; 8], 4, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "elements of C overlap")]
+    fn overlapping_results_panic() {
+        gemm(2, 4, 3, 1.0, &[0.0; 6], 3, 1, &[0.0; 12], 4, 1, false, &mut [0.0; 8], 2, 1);
+    }
 }
