@@ -128,10 +128,10 @@ mod tests {
         };
         let table = Report { artefacts: vec![artefact("model", 21.0875), artefact("folded", 19.4)] }.table();
         let expected = "\
-                                         model           folded
-path                                 run/model       run/folded
-scheme                                   float             w4pc
-ppl t.txt (ctx 2048, 2 blocks)          21.087           19.400
+\x20                                         model           folded
+path                                  run/model       run/folded
+scheme                                    float             w4pc
+ppl t.txt (ctx 2048, 2 blocks)           21.087           19.400
 piqa acc (n 16)                 50.00 ± 12.50 %  50.00 ± 12.50 %
 ";
         assert_eq!(table.replace("21.088", "21.087"), expected);
