@@ -260,6 +260,11 @@ fn config(gguf: &Gguf, w: Widths, embedding: &[usize]) -> Result<Value> {
         "torch_dtype": torch_dtype(gguf),
         "vocab_size": embedding[0],
     });
+    let tokens = gguf.texts("tokenizer.ggml.tokens")?.map_or(0, <[String]>::len);
+    if tokens > embedding[0] {
+        let found = format!("{tokens} tokens with an embedding of {} rows", embedding[0]);
+        return Err(wrong(gguf, found, "a row for each token"));
+    }
     for (key, ours) in [("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")] {
         if let Some(id) = gguf.uint(&format!("tokenizer.ggml.{key}_token_id"))? {
             if id >= embedding[0] as u64 {

@@ -1,4 +1,4 @@
-use super::super::gguf_testing::{kv, kv_text, kv_uint as uint, write};
+use super::super::gguf_testing::{kv, kv_text, kv_texts, kv_uint as uint, write};
 use super::*;
 
 const HIDDEN: u64 = 12;
@@ -122,6 +122,7 @@ fn models_that_are_not_a_plain_llama_are_refused_by_name() {
     with(uint("llama.expert_count", 8)).refused("a mixture of 8 experts");
     with(uint("llama.rope.dimension_count", 2)).refused("2 of them rotated");
     with(uint("tokenizer.ggml.bos_token_id", 5)).refused("bos_token_id 5 with an embedding of 5 rows");
+    with(kv_texts("tokenizer.ggml.tokens", &["a"; 6])).refused("6 tokens with an embedding of 5 rows");
     with(kv_text("llama.rope.scaling.type", "yarn")).refused("rope scaling \"yarn\"");
     let mut m = model();
     m.tensors.push(("blk.0.attn_q.bias".into(), vec![12], 0));

@@ -7,8 +7,8 @@
 //! the text goes on, and what follows is split as if the text began there. Merges never cross words.
 //!
 //! SentencePiece: the space is "▁". A merge across the cut would make a piece in which "▁" follows that letter; where no
-//! piece of the vocabulary holds such a pair, the merges on both sides do not touch each other. The piece after the cut
-//! is encoded without its space, since the tokenizer puts one there itself.
+//! piece of the vocabulary holds such a pair, the merges on both sides do not touch each other. If the tokenizer puts a
+//! space before each text, the piece after the cut is encoded without its own.
 //!
 //! Added tokens are matched before all this. Those that could take part in a cut (letters at their ends, spaces inside,
 //! stripping) rule cutting out.
@@ -47,12 +47,13 @@ impl Cut {
         if json["normalizer"].is_null() && splits_into_words(&json["pre_tokenizer"]) {
             return Some(Cut { drops_space: false, not_after: HashSet::new(), piece: PIECE });
         }
-        if !puts_a_space_before(json) || model["ignore_merges"] == true {
+        if model["ignore_merges"] == true {
             return None;
         }
+        let drops_space = puts_a_space_before(json)?;
         let not_after = before_space(&model["vocab"]);
         // A character outside the vocabulary stands as bytes, "<0xE2>", or as "<unk>".
-        (!not_after.contains(&'>')).then_some(Cut { drops_space: true, not_after, piece: PIECE })
+        (!not_after.contains(&'>')).then_some(Cut { drops_space, not_after, piece: PIECE })
     }
 
     /// The text in pieces of about 16 KiB; in one piece if there is nowhere to cut.
@@ -115,23 +116,29 @@ fn splits_into_words(pre: &Value) -> bool {
     last["type"] == "ByteLevel" && words && steps.iter().all(known)
 }
 
-/// LLaMA's normalizer, Prepend and Replace, with nothing else before the model; or the `Metaspace` that does the same.
-fn puts_a_space_before(json: &Value) -> bool {
+/// Whether a SentencePiece tokenizer puts a space before each text; `None` if it is not one of the known forms: LLaMA's
+/// normalizer (Prepend, Replace) alone, or the `Metaspace` that does the same, alone.
+fn puts_a_space_before(json: &Value) -> Option<bool> {
     let (normalizer, pre) = (&json["normalizer"], &json["pre_tokenizer"]);
-    if pre.is_null() {
-        let steps = normalizer["normalizers"].as_array().map_or(&[][..], Vec::as_slice);
-        return normalizer["type"] == "Sequence"
-            && steps.len() == 2
-            && steps[0]["type"] == "Prepend"
-            && steps[0]["prepend"] == SPACE
-            && steps[1]["type"] == "Replace"
-            && steps[1]["pattern"]["String"] == " "
-            && steps[1]["content"] == SPACE;
+    if normalizer.is_null() && pre["type"] == "Metaspace" && pre["replacement"] == SPACE {
+        return match pre["prepend_scheme"].as_str()? {
+            "first" | "always" => Some(true),
+            "never" => Some(false),
+            _ => None,
+        };
     }
-    normalizer.is_null()
-        && pre["type"] == "Metaspace"
-        && pre["replacement"] == SPACE
-        && matches!(pre["prepend_scheme"].as_str(), Some("first" | "always"))
+    let steps = match normalizer["type"].as_str()? {
+        "Sequence" => normalizer["normalizers"].as_array()?.as_slice(),
+        _ => std::slice::from_ref(normalizer),
+    };
+    let (last, before) = steps.split_last()?;
+    let replaces = last["type"] == "Replace" && last["pattern"]["String"] == " " && last["content"] == SPACE;
+    match before {
+        _ if !replaces || !pre.is_null() => None,
+        [] => Some(false),
+        [step] if step["type"] == "Prepend" && step["prepend"] == SPACE => Some(true),
+        _ => None,
+    }
 }
 
 /// Characters that some piece has right before a "▁".
@@ -150,5 +157,56 @@ impl Cut {
     pub fn with_pieces_of(mut self, bytes: usize) -> Cut {
         self.piece = bytes;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn bpe(normalizer: Value, pre: Value, vocab: Value, added: Value) -> Option<Cut> {
+        let model = json!({"type": "BPE", "dropout": null, "vocab": vocab});
+        Cut::of(&json!({"model": model, "normalizer": normalizer, "pre_tokenizer": pre, "added_tokens": added}))
+    }
+
+    fn llama() -> Value {
+        let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+        json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]})
+    }
+
+    #[test]
+    fn cuts_stand_before_a_space_between_letters() {
+        let words = json!({"type": "ByteLevel", "use_regex": true});
+        let cut = bpe(Value::Null, words, json!({}), json!([])).unwrap().with_pieces_of(1);
+        assert_eq!(cut.pieces("ab cd  ef, gh 1 é ü\n x y"), ["ab", " cd  ef, gh 1 é", " ü\n x", " y"]);
+        let cut = bpe(llama(), Value::Null, json!({"a▁b": 0, "▁▁": 1}), json!([])).unwrap().with_pieces_of(1);
+        // "a" may be followed by "▁" within a piece of this vocabulary, so nothing is cut after it.
+        assert_eq!(cut.pieces("xa b cd e"), ["xa b", "cd", "e"]);
+        assert_eq!(cut.pieces(""), [""]);
+    }
+
+    #[test]
+    fn a_tokenizer_that_is_not_understood_is_not_cut() {
+        let words = || json!({"type": "ByteLevel", "use_regex": true});
+        let token = |key: &str, value: Value| {
+            let mut token = json!({"content": "<s>", "lstrip": false});
+            token[key] = value;
+            json!([token])
+        };
+        let with = |added: Value| bpe(Value::Null, words(), json!({}), added);
+        assert!(with(token("lstrip", json!(false))).is_some());
+        assert!(with(token("lstrip", json!(true))).is_none());
+        assert!(with(token("content", json!("<a b>"))).is_none());
+        assert!(with(token("content", json!("stop"))).is_none());
+        assert!(bpe(json!({"type": "NFC"}), words(), json!({}), json!([])).is_none());
+        let split = json!({"type": "Split", "pattern": {"Regex": ".+"}, "behavior": "Isolated", "invert": false});
+        let own = json!({"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel", "use_regex": false}]});
+        assert!(bpe(Value::Null, own, json!({}), json!([])).is_none());
+        assert!(bpe(Value::Null, json!({"type": "ByteLevel", "use_regex": false}), json!({}), json!([])).is_none());
+        assert!(bpe(llama(), words(), json!({}), json!([])).is_none());
+        assert!(bpe(llama(), Value::Null, json!({"<0x41>▁": 0}), json!([])).is_none());
+        assert_eq!(Cut::of(&json!({"model": {"type": "Unigram"}})), None);
     }
 }
