@@ -10,9 +10,9 @@ use common::compute::cpu::Cpu;
 use common::data::{text, tokenizer::Tokenizer};
 use common::error::{Error, Result};
 use common::model::weights::{Model, Source};
+use common::score::likelihood;
 use common::score::perplexity::{self, Protocol, Reader};
 use common::score::tasks::{self, Prefix, Request, Task};
-use common::score::likelihood;
 use common::stage::open::Artefact;
 use common::stage::report::{ArtefactReport, Report};
 use serde_json::{Map, Value};
@@ -177,9 +177,7 @@ fn uses_bos(args: &Args, path: &Path, tokenizer: &Tokenizer) -> Result<bool> {
         Bos::Auto => Ok(tokenizer.adds_bos()),
         Bos::No => Ok(false),
         Bos::Yes if tokenizer.bos().is_some() => Ok(true),
-        Bos::Yes => {
-            Err(Error::input(path, "a tokenizer without a BOS token", "one, for --bos yes", "leave --bos out"))
-        }
+        Bos::Yes => Err(Error::input(path, "a tokenizer without a BOS token", "one, for --bos yes", "leave --bos out")),
     }
 }
 

@@ -52,8 +52,7 @@ fn run() -> Result<()> {
     cli::verify(&args.common, &scales.stage)?;
     let wrapping = Wrapping { phi: args.phi, rank: args.rank, alpha: args.alpha, seed: args.seed };
     let inputs = vec![scales.stage.as_input("scales", &args.output)?];
-    let mut record =
-        Record::new(Kind::Wrapped, Some(scales.scheme.to_string()), wrapping.arguments(), inputs);
+    let mut record = Record::new(Kind::Wrapped, Some(scales.scheme.to_string()), wrapping.arguments(), inputs);
     match record::begin(&args.output, &record, args.common.force, false)? {
         Begin::Done(_) => {}
         Begin::Write(part) => {

@@ -178,7 +178,8 @@ impl Resolved {
 
     pub fn record(&self, args: &Args) -> Result<Record> {
         let out = &args.output;
-        let mut inputs = vec![self.wrapped.stage.as_input("wrapped", out)?, self.shards()?.stage.as_input("shards", out)?];
+        let mut inputs =
+            vec![self.wrapped.stage.as_input("wrapped", out)?, self.shards()?.stage.as_input("shards", out)?];
         if let Some(c) = &self.checkpoint {
             inputs.push(c.stage.as_input("checkpoint", out)?);
         }

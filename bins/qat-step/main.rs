@@ -75,7 +75,11 @@ fn train(args: &Args, job: &Resolved, backend: &Cpu, part: &PartDir, record: Rec
         Some((dir, state)) => {
             if state.compute_path != backend.path() {
                 let path = &state.compute_path;
-                cli::say(&args.common, "qat-step", format!("saved on {path}, going on on {}: not the same bytes", backend.path()));
+                cli::say(
+                    &args.common,
+                    "qat-step",
+                    format!("saved on {path}, going on on {}: not the same bytes", backend.path()),
+                );
             }
             resume::load_trained(backend, &dir.join(TRAINED), &mut model.params)?;
             eprintln!("resumed at step {}", state.step);

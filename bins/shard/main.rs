@@ -80,7 +80,12 @@ fn wanted(args: &Args, tokenizer: &Tokenizer) -> Result<Record> {
 /// Documents are tokenized in parallel, batch by batch; their order is that of the text.
 fn write(args: &Args, tokenizer: &Tokenizer, part: &PartDir, record: &mut Record) -> Result<()> {
     let eos = tokenizer.eos().ok_or_else(|| {
-        Error::input(&args.tokenizer, "a tokenizer without an EOS token", "one, to end documents with", "add eos_token to tokenizer_config.json")
+        Error::input(
+            &args.tokenizer,
+            "a tokenizer without an EOS token",
+            "one, to end documents with",
+            "add eos_token to tokenizer_config.json",
+        )
     })?;
     let mut writer = ShardWriter::new(part, tokenizer.digest());
     let bar = progress::count(&args.common, "shard", 0);

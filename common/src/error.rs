@@ -108,7 +108,10 @@ mod tests {
         let e = Error::input("run/a", "this is \"scales\"", "\"wrapped\"", "run lr-wrap first");
         assert_eq!(e.to_string(), "run/a: this is \"scales\", expected \"wrapped\"; run lr-wrap first");
         let e = Error::io("x", "write")(io::Error::from_raw_os_error(28));
-        assert_eq!(e.to_string(), "x: cannot write: No space left on device; free some space and run the same command again");
+        assert_eq!(
+            e.to_string(),
+            "x: cannot write: No space left on device; free some space and run the same command again"
+        );
         assert_eq!(e.exit_status(), 1);
     }
 }

@@ -43,11 +43,7 @@ pub fn input_path(path: &Path) -> Result<PathBuf> {
 /// Prints the result, the path of the directory written.
 pub fn print_path(common: &Common, path: &Path) -> Result<()> {
     let path = path.display().to_string();
-    if common.json {
-        print(&format!("{}\n", serde_json::json!({ "path": path })))
-    } else {
-        print(&format!("{path}\n"))
-    }
+    if common.json { print(&format!("{}\n", serde_json::json!({ "path": path }))) } else { print(&format!("{path}\n")) }
 }
 
 pub fn print(text: &str) -> Result<()> {

@@ -16,7 +16,14 @@ pub enum Weight<'a, B: Backend + ?Sized> {
     /// Floating point, as stored.
     Float { w: &'a B::Frozen, n: usize, k: usize },
     /// Folded integers: [`crate::quant::pack`]ed codes W_Z + 2^(b−1), scale and zero point [n, G].
-    Codes { codes: &'a B::Frozen, scheme: Scheme, scale: &'a B::Buffer, zero: Option<&'a B::Buffer>, n: usize, k: usize },
+    Codes {
+        codes: &'a B::Frozen,
+        scheme: Scheme,
+        scale: &'a B::Buffer,
+        zero: Option<&'a B::Buffer>,
+        n: usize,
+        k: usize,
+    },
     /// Frozen Φ0 with the trained A [n, r], B [r, k] and scale [n, G].
     LowRank(LowRank<'a, B>),
 }
@@ -106,7 +113,13 @@ pub trait Backend: Sync {
 
     /// What the device holds besides the ledger's buffers, for linears of these shapes (n, k), a head of
     /// [vocab, d] and passes over `rows` tokens: name, detail, bytes.
-    fn scratch(&self, linears: &[(usize, usize)], vocab: usize, d: usize, rows: usize) -> Vec<(&'static str, String, u64)>;
+    fn scratch(
+        &self,
+        linears: &[(usize, usize)],
+        vocab: usize,
+        d: usize,
+        rows: usize,
+    ) -> Vec<(&'static str, String, u64)>;
 
     fn zeros(&self, len: usize) -> Result<Self::Buffer>;
     fn upload(&self, values: &[f32]) -> Result<Self::Buffer>;
@@ -121,11 +134,26 @@ pub trait Backend: Sync {
     fn embedding_forward(&self, table: &Self::Frozen, tokens: &[u32], d: usize, x: &mut Self::Buffer);
 
     /// y = x · rsqrt(mean(x²) + ε) · w
-    fn rmsnorm_forward(&self, x: &Self::Buffer, w: &Self::Buffer, eps: f32, rows: usize, d: usize, y: &mut Self::Buffer);
+    fn rmsnorm_forward(
+        &self,
+        x: &Self::Buffer,
+        w: &Self::Buffer,
+        eps: f32,
+        rows: usize,
+        d: usize,
+        y: &mut Self::Buffer,
+    );
     /// `dx` accumulates (the residual stream).
     #[allow(clippy::too_many_arguments)]
     fn rmsnorm_backward(
-        &self, x: &Self::Buffer, w: &Self::Buffer, eps: f32, rows: usize, d: usize, dy: &Self::Buffer, dx: &mut Self::Buffer,
+        &self,
+        x: &Self::Buffer,
+        w: &Self::Buffer,
+        eps: f32,
+        rows: usize,
+        d: usize,
+        dy: &Self::Buffer,
+        dx: &mut Self::Buffer,
     );
 
     /// y = x·Ŵᵀ, or y += x·Ŵᵀ. x [rows, k], y [rows, n].
@@ -133,24 +161,53 @@ pub trait Backend: Sync {
     /// dx = dy·Ŵ (or +=), and the gradients of a low-rank weight from dŴ = dyᵀ·x.
     #[allow(clippy::too_many_arguments)]
     fn linear_backward(
-        &self, x: &Self::Buffer, rows: usize, w: &Weight<Self>, dy: &Self::Buffer, accumulate: bool, dx: &mut Self::Buffer,
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        w: &Weight<Self>,
+        dy: &Self::Buffer,
+        accumulate: bool,
+        dx: &mut Self::Buffer,
         grads: Option<LowRankGrads<Self>>,
     );
 
     /// Rotates the halves of each head in place; x [rows, heads·head_dim].
     fn rope_forward(&self, table: &Self::Rope, x: &mut Self::Buffer, heads: usize, head_dim: usize, segments: &[usize]);
-    fn rope_backward(&self, table: &Self::Rope, dx: &mut Self::Buffer, heads: usize, head_dim: usize, segments: &[usize]);
+    fn rope_backward(
+        &self,
+        table: &Self::Rope,
+        dx: &mut Self::Buffer,
+        heads: usize,
+        head_dim: usize,
+        segments: &[usize],
+    );
 
     /// Causal attention with grouped queries, scale 1/√head_dim; `lse` [rows, heads] is kept for the backward pass.
     #[allow(clippy::too_many_arguments)]
     fn attention_forward(
-        &self, q: &Self::Buffer, k: &Self::Buffer, v: &Self::Buffer, heads: Heads, segments: &[usize], out: &mut Self::Buffer,
+        &self,
+        q: &Self::Buffer,
+        k: &Self::Buffer,
+        v: &Self::Buffer,
+        heads: Heads,
+        segments: &[usize],
+        out: &mut Self::Buffer,
         lse: &mut Self::Buffer,
     );
     #[allow(clippy::too_many_arguments)]
     fn attention_backward(
-        &self, q: &Self::Buffer, k: &Self::Buffer, v: &Self::Buffer, out: &Self::Buffer, lse: &Self::Buffer, heads: Heads,
-        segments: &[usize], dout: &Self::Buffer, dq: &mut Self::Buffer, dk: &mut Self::Buffer, dv: &mut Self::Buffer,
+        &self,
+        q: &Self::Buffer,
+        k: &Self::Buffer,
+        v: &Self::Buffer,
+        out: &Self::Buffer,
+        lse: &Self::Buffer,
+        heads: Heads,
+        segments: &[usize],
+        dout: &Self::Buffer,
+        dq: &mut Self::Buffer,
+        dk: &mut Self::Buffer,
+        dv: &mut Self::Buffer,
     );
 
     /// out = silu(gate)·up
@@ -161,7 +218,12 @@ pub trait Backend: Sync {
     /// Cross entropy of x·Wᵀ in chunks of rows: `losses` of each row (0 without a target), and, if wanted,
     /// dhidden = grad_scale · d(Σ losses)/d(hidden).
     fn head_loss(
-        &self, head: Head<Self>, targets: &[u32], grad_scale: f32, dhidden: Option<&mut Self::Buffer>, losses: &mut [f32],
+        &self,
+        head: Head<Self>,
+        targets: &[u32],
+        grad_scale: f32,
+        dhidden: Option<&mut Self::Buffer>,
+        losses: &mut [f32],
     );
     /// Log-probabilities, most likely tokens, and the divergence from a reference, in chunks of rows.
     fn head_scores(&self, head: Head<Self>, reference: Option<Head<Self>>, targets: &[u32], scores: &mut [TokenScore]);

@@ -81,11 +81,7 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme, scale: Dtype) -> 
         Spec::new(format!("{linear}.weight_shape"), Dtype::I64, [2]),
     ];
     if scheme.asymmetric {
-        specs.push(Spec::new(
-            format!("{linear}.weight_zero_point"),
-            Dtype::I32,
-            [pack::words(n, scheme.bits), groups],
-        ));
+        specs.push(Spec::new(format!("{linear}.weight_zero_point"), Dtype::I32, [pack::words(n, scheme.bits), groups]));
     }
     specs
 }

@@ -39,9 +39,7 @@ impl Mmap {
     pub fn forget(&self, part: &[u8]) {
         let offset = part.as_ptr() as usize - self.map.as_ptr() as usize;
         // SAFETY: the map is a read-only view of a file, so a dropped page is read from the file again.
-        let _ = unsafe {
-            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, part.len())
-        };
+        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, part.len()) };
     }
 }
 

@@ -38,9 +38,16 @@ pub struct Rope {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scaling {
     None,
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// LLaMA-3.1 and later.
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original: f64,
+    },
 }
 
 impl Config {

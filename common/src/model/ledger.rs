@@ -90,7 +90,22 @@ impl Activations<usize> {
 
     /// Elements of one block's activations and gradients.
     pub fn block(&self) -> usize {
-        self.x + self.hidden + self.q + self.k + self.v + self.attended + self.lse + self.gate + self.up + self.inner
-            + self.dx + self.dhidden + self.dq + self.dk + self.dv + self.dattended + self.dinner
+        self.x
+            + self.hidden
+            + self.q
+            + self.k
+            + self.v
+            + self.attended
+            + self.lse
+            + self.gate
+            + self.up
+            + self.inner
+            + self.dx
+            + self.dhidden
+            + self.dq
+            + self.dk
+            + self.dv
+            + self.dattended
+            + self.dinner
     }
 }

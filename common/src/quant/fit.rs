@@ -100,7 +100,9 @@ fn error(w: &[f32], g: Grid, p: f32, scheme: Scheme) -> f32 {
 fn error_by(w: &[f32], g: Grid, scheme: Scheme, power: impl Fn(f32) -> f32) -> f32 {
     const LANES: usize = 16;
     let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
-    let one = |w: f32| power((w - grid::dequantize(grid::code(w / g.scale + g.zero_point, qmin, qmax), g.zero_point, g.scale)).abs());
+    let one = |w: f32| {
+        power((w - grid::dequantize(grid::code(w / g.scale + g.zero_point, qmin, qmax), g.zero_point, g.scale)).abs())
+    };
     let mut sums = [0f32; LANES];
     let chunks = w.chunks_exact(LANES);
     let rest = chunks.remainder();
@@ -142,7 +144,9 @@ impl FromStr for Fit {
             .and_then(|p| p.parse().ok())
             .filter(|p: &f32| p.is_finite() && *p > 0.0)
             .map(Fit::Lp)
-            .ok_or_else(|| Error::usage(format!("fit {word:?} is not known"), "write minmax, or lp:P with P > 0 as in lp:3"))
+            .ok_or_else(|| {
+                Error::usage(format!("fit {word:?} is not known"), "write minmax, or lp:P with P > 0 as in lp:3")
+            })
     }
 }
 

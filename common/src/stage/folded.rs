@@ -72,8 +72,7 @@ pub fn specs(source: &dyn Source, config_json: &Value, scheme: Scheme) -> Result
     let config = source.config();
     let scale_type = scale_dtype(config_json);
     let linears = names::linears(config);
-    let mut specs: Vec<Spec> =
-        linears.iter().flat_map(|l| ct::specs(&l.name, l.n, l.k, scheme, scale_type)).collect();
+    let mut specs: Vec<Spec> = linears.iter().flat_map(|l| ct::specs(&l.name, l.n, l.k, scheme, scale_type)).collect();
     for (name, shape) in names::floats(config) {
         let dtype = source.float(&name, &shape)?.dtype;
         specs.push(Spec::new(name, dtype, shape));
@@ -170,7 +169,12 @@ impl Folded {
 
     fn file(&self, tensor: &str) -> Result<&TensorFile> {
         self.place.get(tensor).map(|i| &self.files[*i]).ok_or_else(|| {
-            Error::input(&self.dir, format!("no tensor {tensor}"), "every tensor of the model", "fold the checkpoint again")
+            Error::input(
+                &self.dir,
+                format!("no tensor {tensor}"),
+                "every tensor of the model",
+                "fold the checkpoint again",
+            )
         })
     }
 }

@@ -180,7 +180,12 @@ impl Stage {
     /// Where the input of this role lies, if it was recorded.
     pub fn input_path(&self, role: &str) -> Result<(PathBuf, &Input)> {
         let input = self.record.inputs.iter().find(|i| i.role == role).ok_or_else(|| {
-            Error::input(&self.dir, format!("stage.json names no {role}"), "its path", "run the stage again with --force")
+            Error::input(
+                &self.dir,
+                format!("stage.json names no {role}"),
+                "its path",
+                "run the stage again with --force",
+            )
         })?;
         let path = self.dir.join(&input.path);
         if !path.exists() {
@@ -240,12 +245,17 @@ pub fn begin(out: &Path, want: &Record, force: bool, resumable: bool) -> Result<
     if out.symlink_metadata().is_ok() && !force {
         let cure = "use --force to replace it, or another -o";
         if !out.join(FILE).is_file() {
-            return Err(Error::usage(format!("{}: exists and is no stage of lrqat", out.display()), "choose another -o"));
+            return Err(Error::usage(
+                format!("{}: exists and is no stage of lrqat", out.display()),
+                "choose another -o",
+            ));
         }
         let there = Stage::read(out)?;
         return match there.record.same_making(want) {
             Ok(()) => Ok(Begin::Done(there)),
-            Err(found) => Err(Error::usage(format!("{}: exists, {found}, not what was asked for", out.display()), cure)),
+            Err(found) => {
+                Err(Error::usage(format!("{}: exists, {found}, not what was asked for", out.display()), cure))
+            }
         };
     }
     if force && out.exists() && !out.join(FILE).is_file() {

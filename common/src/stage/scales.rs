@@ -37,26 +37,27 @@ pub fn fit_linear(w: &Tensor, linear: &LinearName, scheme: Scheme, fit: Fit, pat
     let (group, groups) = (scheme.group_size(k), scheme.groups(k));
     let mut scale = vec![0.0; n * groups];
     let mut zero = vec![0.0; n * groups];
-    let finite = scale.par_chunks_mut(groups).zip(zero.par_chunks_mut(groups)).enumerate().map(|(row, (scale, zero))| {
-        let mut values = vec![0.0; k];
-        w.read_f32(row * k..(row + 1) * k, &mut values);
-        if let Some(column) = values.iter().position(|v| !v.is_finite()) {
-            return Err(Error::input(
-                path,
-                format!("{}.weight[{row}, {column}] is {}", linear.name, values[column]),
-                "finite weights",
-                "fetch the model again, or fix the checkpoint",
-            ));
-        }
-        for (g, values) in values.chunks_exact(group).enumerate() {
-            let fitted = simd(
-                #[inline(always)]
-                || fit.fit(values, scheme),
-            );
-            (scale[g], zero[g]) = (fitted.scale, fitted.zero_point);
-        }
-        Ok(())
-    });
+    let finite =
+        scale.par_chunks_mut(groups).zip(zero.par_chunks_mut(groups)).enumerate().map(|(row, (scale, zero))| {
+            let mut values = vec![0.0; k];
+            w.read_f32(row * k..(row + 1) * k, &mut values);
+            if let Some(column) = values.iter().position(|v| !v.is_finite()) {
+                return Err(Error::input(
+                    path,
+                    format!("{}.weight[{row}, {column}] is {}", linear.name, values[column]),
+                    "finite weights",
+                    "fetch the model again, or fix the checkpoint",
+                ));
+            }
+            for (g, values) in values.chunks_exact(group).enumerate() {
+                let fitted = simd(
+                    #[inline(always)]
+                    || fit.fit(values, scheme),
+                );
+                (scale[g], zero[g]) = (fitted.scale, fitted.zero_point);
+            }
+            Ok(())
+        });
     finite.collect::<Result<()>>()?;
     w.forget();
     Ok(LinearGrid { scale, zero: scheme.asymmetric.then_some(zero) })

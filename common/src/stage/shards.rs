@@ -78,7 +78,12 @@ impl Shards {
         digests.dedup();
         match digests.as_slice() {
             [tokenizer] => Ok(Shards { stage, tokens, tokenizer: tokenizer.clone() }),
-            _ => Err(Error::input(dir, "shards of more than one tokenizer, or none", "one", "run shard again with --force")),
+            _ => Err(Error::input(
+                dir,
+                "shards of more than one tokenizer, or none",
+                "one",
+                "run shard again with --force",
+            )),
         }
     }
 

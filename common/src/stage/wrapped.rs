@@ -53,7 +53,12 @@ impl Wrapping {
         };
         read().ok_or_else(|| {
             let path = stage.dir.join(super::record::FILE);
-            Error::input(path, "arguments that are not lr-wrap's", "phi, rank, alpha and seed", "run lr-wrap again with --force")
+            Error::input(
+                path,
+                "arguments that are not lr-wrap's",
+                "phi, rank, alpha and seed",
+                "run lr-wrap again with --force",
+            )
         })
     }
 }
@@ -180,7 +185,8 @@ impl Wrapped {
     /// A linear with its trained tensors taken from `trained`, or at their start.
     pub fn linear_from(&self, linear: &LinearName, trained: Option<&TensorFile>) -> Result<HostLowRank> {
         let (n, k, w) = (linear.n, linear.k, &self.wrapping);
-        let phi = self.file.expect(&format!("{}.phi", linear.name), Dtype::U8, &[n, w.phi.row_bytes(self.scheme, k)])?;
+        let phi =
+            self.file.expect(&format!("{}.phi", linear.name), Dtype::U8, &[n, w.phi.row_bytes(self.scheme, k)])?;
         let LinearGrid { mut scale, zero } = read_grid(&self.file, linear, self.scheme)?;
         let from = trained.unwrap_or(&self.file);
         if trained.is_some() {

@@ -30,13 +30,9 @@ pub struct Holding<'a> {
 pub fn plan<B: Backend>(backend: &B, h: &Holding) -> Vec<Held> {
     let linears = names::linears(h.config);
     let phi: u64 = linears.iter().map(|l| (l.n * h.phi.row_bytes(h.scheme, l.k)) as u64).sum();
-    let trained: u64 =
-        linears.iter().map(|l| (l.n * h.scheme.groups(l.k) + h.rank * (l.n + l.k)) as u64 * 4).sum();
-    let zero: u64 = if h.scheme.asymmetric {
-        linears.iter().map(|l| (l.n * h.scheme.groups(l.k) * 4) as u64).sum()
-    } else {
-        0
-    };
+    let trained: u64 = linears.iter().map(|l| (l.n * h.scheme.groups(l.k) + h.rank * (l.n + l.k)) as u64 * 4).sum();
+    let zero: u64 =
+        if h.scheme.asymmetric { linears.iter().map(|l| (l.n * h.scheme.groups(l.k) * 4) as u64).sum() } else { 0 };
     let rows = h.recipe.batch * h.recipe.seq;
     let acts = Activations::lengths(h.config, rows, true);
     let mut held = vec![

@@ -124,7 +124,12 @@ impl Recipe {
     /// As recorded in a checkpoint's `stage.json`; `path` is for messages.
     pub fn from_arguments(path: &Path, arguments: &serde_json::Map<String, serde_json::Value>) -> Result<Recipe> {
         serde_json::from_value(serde_json::Value::Object(arguments.clone())).map_err(|e| {
-            Error::input(path, format!("no whole recipe in stage.json ({e})"), "qat-step's arguments", "run qat-step again with --force")
+            Error::input(
+                path,
+                format!("no whole recipe in stage.json ({e})"),
+                "qat-step's arguments",
+                "run qat-step again with --force",
+            )
         })
     }
 }

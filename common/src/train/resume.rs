@@ -44,9 +44,8 @@ impl<'a> Saves<'a> {
         let Some(dir) = self.dirs()?.pop() else { return Ok(None) };
         let path = dir.join(STATE);
         let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
-        let state: State = serde_json::from_slice(&bytes).map_err(|e| {
-            Error::input(&path, format!("not a saved state ({e})"), "one", "start over with --force")
-        })?;
+        let state: State = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::input(&path, format!("not a saved state ({e})"), "one", "start over with --force"))?;
         if state.making != self.making {
             return Err(Error::usage(
                 format!("{}: an unfinished run with another recipe or other inputs", self.part.path().display()),

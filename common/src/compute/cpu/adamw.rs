@@ -31,9 +31,6 @@ pub fn adamw(s: AdamStep, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]
 
 /// Σ g² in f64, the parts added in order.
 pub fn square_sum(g: &[f32]) -> f64 {
-    let sums: Vec<f64> = g
-        .par_chunks(PART)
-        .map(|part| part.chunks(1024).map(|c| f64::from(dot(c, c))).sum())
-        .collect();
+    let sums: Vec<f64> = g.par_chunks(PART).map(|part| part.chunks(1024).map(|c| f64::from(dot(c, c))).sum()).collect();
     sums.iter().sum()
 }

@@ -1,9 +1,9 @@
 //! The CPU as a [`Backend`]: f32 buffers in memory, every op in f32.
 
-use super::rope::RopeTable;
-use super::workspace::{Workspace, panel_rows};
 use super::attention::{Attention, attention_forward};
 use super::attention_backward::{AttentionSaved, attention_backward};
+use super::rope::RopeTable;
+use super::workspace::{Workspace, panel_rows};
 use super::{adamw, elementwise, head, linear, rmsnorm, rope};
 use crate::compute::backend::{AdamStep, Backend, Head, Heads, LowRankGrads, TokenScore, Weight};
 use crate::error::Result;
@@ -40,7 +40,13 @@ impl Backend for Cpu {
         format!("cpu-f32-{}", std::env::consts::ARCH)
     }
 
-    fn scratch(&self, linears: &[(usize, usize)], vocab: usize, d: usize, rows: usize) -> Vec<(&'static str, String, u64)> {
+    fn scratch(
+        &self,
+        linears: &[(usize, usize)],
+        vocab: usize,
+        d: usize,
+        rows: usize,
+    ) -> Vec<(&'static str, String, u64)> {
         let of_linears = linears.iter().map(|(n, k)| 2 * panel_rows(*n, *k, 2) * k).max().unwrap_or(0);
         let workspace = of_linears.max(panel_rows(vocab, d, 1) * d);
         let chunk = head::chunk_rows(vocab).min(rows);
