@@ -73,8 +73,8 @@ pub struct Args {
     #[arg(long)]
     pub plan: bool,
     /// Directory to write
-    #[arg(short, long, value_name = "DIR", required_unless_present = "plan", default_value = "")]
-    pub output: PathBuf,
+    #[arg(short, long, value_name = "DIR", required_unless_present = "plan")]
+    output: Option<PathBuf>,
     #[command(flatten)]
     pub device: DeviceFlags,
     #[command(flatten)]
@@ -89,6 +89,11 @@ fn parse_time(text: &str) -> std::result::Result<Duration, String> {
 }
 
 impl Args {
+    /// Clap has made sure that it is there unless only the plan is asked for.
+    pub fn output(&self) -> &Path {
+        self.output.as_deref().unwrap_or(Path::new(""))
+    }
+
     /// Why the run should stop now, if it should.
     pub fn stop_reason(&self, begun: Instant, signals: &Signals) -> Option<String> {
         match (signals.received(), self.time_limit) {
@@ -177,7 +182,7 @@ impl Resolved {
     }
 
     pub fn record(&self, args: &Args) -> Result<Record> {
-        let out = &args.output;
+        let out = args.output();
         let mut inputs =
             vec![self.wrapped.stage.as_input("wrapped", out)?, self.shards()?.stage.as_input("shards", out)?];
         if let Some(c) = &self.checkpoint {

@@ -41,10 +41,10 @@ fn run() -> Result<()> {
     job.shards()?.check_tokenizer(job.wrapped.dir(), tokenizer.digest())?;
     job.shards()?.windows(job.recipe.seq)?;
     let record = job.record(&args)?;
-    match record::begin(&args.output, &record, args.common.force, true)? {
+    match record::begin(args.output(), &record, args.common.force, true)? {
         Begin::Done(_) => {}
         Begin::Write(part) => {
-            if args.common.force && args.output.exists() {
+            if args.common.force && args.output().exists() {
                 part.clear()?;
             }
             cli::say(&args.common, "qat-step", format!("planned peak {}", plan::mib(plan::total(&planned))));
@@ -53,7 +53,7 @@ fn run() -> Result<()> {
             cli::say(&args.common, "qat-step", format!("peak resident {}", plan::mib(memory::peak_resident())));
         }
     }
-    cli::print_path(&args.common, &args.output)
+    cli::print_path(&args.common, args.output())
 }
 
 /// Trains from the last save, or from the start, and writes the finished files beside the saves.
