@@ -36,15 +36,15 @@ fn main() -> ExitCode {
 
 /// What can be folded.
 enum Trained {
-    Checkpoint(Checkpoint),
-    Wrapped(Wrapped),
+    Checkpoint(Box<Checkpoint>),
+    Wrapped(Box<Wrapped>),
 }
 
 impl Trained {
     fn parts(&self) -> (&Stage, &Wrapped, &dyn Source) {
         match self {
-            Trained::Checkpoint(c) => (&c.stage, &c.wrapped, c),
-            Trained::Wrapped(w) => (&w.stage, w, w),
+            Trained::Checkpoint(c) => (&c.stage, &c.wrapped, c.as_ref()),
+            Trained::Wrapped(w) => (&w.stage, w, w.as_ref()),
         }
     }
 }
@@ -55,8 +55,8 @@ fn run() -> Result<()> {
     let path = cli::input_path(&args.checkpoint)?;
     let stage = Stage::open(&path, &[Kind::Checkpoint, Kind::Wrapped])?;
     let trained = match stage.record.kind {
-        Kind::Checkpoint => Trained::Checkpoint(Checkpoint::open(&path)?),
-        _ => Trained::Wrapped(Wrapped::open(&path)?),
+        Kind::Checkpoint => Trained::Checkpoint(Box::new(Checkpoint::open(&path)?)),
+        _ => Trained::Wrapped(Box::new(Wrapped::open(&path)?)),
     };
     let (stage, wrapped, _) = trained.parts();
     cli::verify(&args.common, stage)?;

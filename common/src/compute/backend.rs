@@ -225,7 +225,8 @@ pub trait Backend: Sync {
         dhidden: Option<&mut Self::Buffer>,
         losses: &mut [f32],
     );
-    /// Log-probabilities, most likely tokens, and the divergence from a reference, in chunks of rows.
+    /// Log-probabilities, most likely tokens, and the divergence from a reference, of the rows that have a target,
+    /// in chunks of them.
     fn head_scores(&self, head: Head<Self>, reference: Option<Head<Self>>, targets: &[u32], scores: &mut [TokenScore]);
 
     /// Σ g², in f64.

@@ -278,7 +278,7 @@ mod tests {
     fn large_tensors_are_read_in_parallel_with_the_same_values() {
         for (_, ty, name, len, bytes) in TYPES {
             let count = 3 * PARALLEL_FROM / len + 7;
-            let src: Vec<u8> = (0..count * bytes).map(|i| (i * 2654435761 >> 7) as u8 & 0x3b).collect();
+            let src: Vec<u8> = (0..count * bytes).map(|i| ((i * 2654435761) >> 7) as u8 & 0x3b).collect();
             let (mut all, mut one) = (vec![0f32; count * len], vec![0f32; count * len]);
             dequantize(ty, &src, &mut all);
             blocks(ty, &src, &mut one);

@@ -84,7 +84,7 @@ impl Llama3 {
         let neat = |v: f64| (v * 1000.0).round() / 1000.0;
         let (low, high) = (neat(low), neat(high_over_low * low));
         let original = (over_low * low).round();
-        let sound = low > 0.0 && high > low && original >= 1.0 && original < 1e9;
+        let sound = low > 0.0 && high > low && (1.0..1e9).contains(&original);
         let found = Llama3 { factor: neat(factor), low, high, original: original as u64 };
         (sound && found.explains(theta, factors)).then_some(found)
     }

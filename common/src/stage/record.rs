@@ -236,7 +236,7 @@ impl Stage {
 /// How a tool that writes a stage begins.
 pub enum Begin {
     /// It is there already, made the same way.
-    Done(Stage),
+    Done(Box<Stage>),
     Write(PartDir),
 }
 
@@ -252,7 +252,7 @@ pub fn begin(out: &Path, want: &Record, force: bool, resumable: bool) -> Result<
         }
         let there = Stage::read(out)?;
         return match there.record.same_making(want) {
-            Ok(()) => Ok(Begin::Done(there)),
+            Ok(()) => Ok(Begin::Done(Box::new(there))),
             Err(found) => {
                 Err(Error::usage(format!("{}: exists, {found}, not what was asked for", out.display()), cure))
             }

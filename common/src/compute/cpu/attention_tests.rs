@@ -57,8 +57,11 @@ fn inner(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+type Case<'a> = (&'a [usize], usize, usize, usize, Option<usize>);
+
 #[test]
 fn as_pytorch() {
+    #[allow(clippy::type_complexity)]
     let cases: [(&str, &[usize], usize, usize, usize, Option<usize>); 5] = [
         ("attention_8", &[0, 4, 5, 16], 4, 2, 8, None),
         ("attention_8_window", &[0, 4, 5, 16], 4, 2, 8, Some(4)),
@@ -92,7 +95,7 @@ fn gradient_by_finite_differences() {
 /// Sequences that cross blocks of queries and of keys, at odd lengths, with windows around the block sizes.
 #[test]
 fn long_sequences_against_f64() {
-    let cases: [(&[usize], usize, usize, usize, Option<usize>); 6] = [
+    let cases: [Case; 6] = [
         (&[0, 401, 402, 402, 467], 3, 1, 8, None),
         (&[0, 401, 402, 402, 467], 3, 1, 8, Some(1)),
         (&[0, 590], 2, 2, 20, Some(257)),

@@ -4,7 +4,7 @@ use super::gemm::parallel_gemm;
 use super::linear::float_panel;
 use super::loss;
 use super::workspace::{Workspace, panel_rows};
-use crate::compute::backend::TokenScore;
+use crate::compute::backend::{NO_TARGET, TokenScore};
 use crate::format::tensor::Tensor;
 
 /// Bytes of the logits that exist at a time.
@@ -94,37 +94,59 @@ pub fn loss(
     }
 }
 
-/// What evaluation wants of each row; with a reference, its divergence too.
+/// What evaluation wants of each row that has a target; with a reference, its divergence too.
 pub fn scores(ws: &Workspace, l: Logits, reference: Option<Logits>, targets: &[u32], out: &mut [TokenScore]) {
+    let rows: Vec<usize> = (0..targets.len()).filter(|row| targets[*row] != NO_TARGET).collect();
+    let wanted: Vec<u32> = rows.iter().map(|row| targets[*row]).collect();
+    let hidden = gather(l.hidden, l.d, &rows);
+    let other = reference.map(|r| gather(r.hidden, r.d, &rows));
+    let mut scores = vec![TokenScore::default(); rows.len()];
+    let reference = reference.zip(other.as_deref()).map(|(r, hidden)| Logits { hidden, ..r });
+    scores_of_all(ws, Logits { hidden: &hidden, ..l }, reference, &wanted, &mut scores);
+    out.fill(TokenScore::default());
+    for (row, score) in rows.into_iter().zip(scores) {
+        out[row] = score;
+    }
+}
+
+/// The given rows of [_, d], one after another.
+fn gather(hidden: &[f32], d: usize, rows: &[usize]) -> Vec<f32> {
+    rows.iter().flat_map(|row| &hidden[row * d..(row + 1) * d]).copied().collect()
+}
+
+fn scores_of_all(ws: &Workspace, l: Logits, reference: Option<Logits>, targets: &[u32], out: &mut [TokenScore]) {
+    if targets.is_empty() {
+        return;
+    }
     let v = l.vocab;
     let need = panel_len(&l).max(reference.as_ref().map_or(0, panel_len));
     let mut ws = ws.take(need);
     let step = chunk_rows(v).min(targets.len());
     let mut logits = vec![0.0; step * v];
     let mut other = vec![0.0; if reference.is_some() { step * v } else { 0 }];
-    // Two models take turns in the workspace, so neither stays converted in it.
+    let mut own = vec![loss::RowScore::default(); step];
+    let mut kl = vec![0.0; step];
     let mut panels = Panels::new(&mut ws, v, l.d);
     for from in (0..targets.len()).step_by(step) {
         let rows = step.min(targets.len() - from);
         let (targets, out) = (&targets[from..from + rows], &mut out[from..from + rows]);
-        let logits = &mut logits[..rows * v];
+        let (logits, own, kl) = (&mut logits[..rows * v], &mut own[..rows], &mut kl[..rows]);
         l.chunk(&mut panels, from, rows, logits);
-        let mut own = vec![loss::RowScore::default(); rows];
-        loss::log_probs(logits, targets, &mut own);
-        for (out, own) in out.iter_mut().zip(&own) {
+        loss::log_probs(logits, targets, own);
+        for (out, own) in out.iter_mut().zip(&*own) {
             out.log_prob = own.log_prob;
             out.top = own.argmax;
         }
         if let Some(reference) = &reference {
             let other = &mut other[..rows * v];
+            // Two models take turns in the workspace, so neither stays converted in it.
             let mut turns = Panels::new(panels.buffer, v, reference.d);
             reference.chunk(&mut turns, from, rows, other);
             panels.whole = false;
-            let mut kl = vec![0.0; rows];
-            loss::kl(other, logits, &mut kl);
-            loss::log_probs(other, targets, &mut own);
-            for ((out, kl), top) in out.iter_mut().zip(kl).zip(&own) {
-                out.kl = kl;
+            loss::kl(other, logits, kl);
+            loss::log_probs(other, targets, own);
+            for ((out, kl), top) in out.iter_mut().zip(&*kl).zip(&*own) {
+                out.kl = *kl;
                 out.reference_top = top.argmax;
             }
         }
