@@ -1,5 +1,5 @@
-//! To the bit: the forward pass with Φ0, A, B and s, with the folded integers and with the float weights that these
-//! stand for; and training, on any number of threads.
+//! To the bit: the forward pass with Φ0, A, B and s against that with the folded integers; and training, on any
+//! number of threads.
 
 use common::model::forward::Batch;
 use common::model::weights::Source;
@@ -62,7 +62,7 @@ fn training_of_the_golden_cases_does_not_depend_on_threads() {
     }
 }
 
-fn check_threads(source: &(impl Source + Sync), batch: &Batch) {
+fn check_threads(source: &impl Source, batch: &Batch) {
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| train(source, batch))

@@ -46,32 +46,12 @@ fn check_row(scheme: Scheme, stored: Phi, sixteenths: &[i32]) {
         (b[col], b[K + col], b[2 * K + col]) = (missing * 0.5, missing * 0.5, missing * 0.125);
         b[3 * K + col] = RANK as f32 / 4096.0;
     }
-    let real = |z: &mut [f32; grid::ROWS * K]| {
-        for z in z.chunks_exact_mut(K) {
-            stored.unpack_row(scheme, &packed, z);
-        }
-        grid::add_lowrank(z, &a, &b, RANK, 1.0 / RANK as f32);
-    };
-    let codes = |z: &[f32; grid::ROWS * K], out: &mut [f32; grid::ROWS * K]| {
-        for (out, z) in out.iter_mut().zip(z) {
-            *out = grid::code(*z, scheme.qmin(), scheme.qmax());
-        }
-    };
-    let (mut z, mut z_simd) = ([0f32; grid::ROWS * K], [0f32; grid::ROWS * K]);
-    let (mut integers, mut integers_simd) = (z, z);
-    real(&mut z);
-    codes(&z, &mut integers);
+    let (mut z, mut integers) = ([0f32; grid::ROWS * K], [0f32; grid::ROWS * K]);
+    round_rows(scheme, stored, &packed, &a, &b, &mut z, &mut integers);
+    let (mut z_simd, mut integers_simd) = ([0f32; grid::ROWS * K], [0f32; grid::ROWS * K]);
     simd(
         #[inline(always)]
-        || {
-            for z in z_simd.chunks_exact_mut(K) {
-                stored.unpack_row(scheme, &packed, z);
-            }
-            grid::add_lowrank(&mut z_simd, &a, &b, RANK, 1.0 / RANK as f32);
-            for (out, z) in integers_simd.iter_mut().zip(&z_simd) {
-                *out = grid::code(*z, scheme.qmin(), scheme.qmax());
-            }
-        },
+        || round_rows(scheme, stored, &packed, &a, &b, &mut z_simd, &mut integers_simd),
     );
     assert_eq!(z.map(f32::to_bits), z_simd.map(f32::to_bits), "{scheme} {stored}");
     assert_eq!(integers.map(f32::to_bits), integers_simd.map(f32::to_bits), "{scheme} {stored}");
@@ -83,6 +63,26 @@ fn check_row(scheme: Scheme, stored: Phi, sixteenths: &[i32]) {
         }
     }
     assert_eq!(z[3 * K..], phi, "{scheme} {stored}");
+}
+
+/// Z and W_Z of rows with the same packed Φ0.
+#[inline(always)]
+fn round_rows(
+    scheme: Scheme,
+    stored: Phi,
+    packed: &[u8],
+    a: &[f32],
+    b: &[f32],
+    z: &mut [f32; grid::ROWS * K],
+    integers: &mut [f32; grid::ROWS * K],
+) {
+    for z in z.chunks_exact_mut(K) {
+        stored.unpack_row(scheme, packed, z);
+    }
+    grid::add_lowrank(z, a, b, RANK, 1.0 / RANK as f32);
+    for (integer, z) in integers.iter_mut().zip(z) {
+        *integer = grid::code(*z, scheme.qmin(), scheme.qmax());
+    }
 }
 
 /// numerator / denominator in integers.
