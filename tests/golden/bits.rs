@@ -1,0 +1,98 @@
+//! To the bit: the forward pass with Φ0, A, B and s against that with the folded integers; and training, on any
+//! number of threads.
+
+use common::model::forward::Batch;
+use common::model::weights::Source;
+use common::quant::Phi;
+use common::train::optimizer::{self, Moments};
+use common::train::recipe::Recipe;
+
+use super::case::{Case, FoldedSource, tokens};
+use super::random::Random;
+use super::{Runner, bits, shared};
+
+/// d, heads, kv heads, head_dim, ffn, vocabulary, layers: enough work for several threads, and odd widths.
+const DIMS: [usize; 7] = [96, 6, 3, 16, 272, 330, 2];
+
+fn randoms() -> [Random; 4] {
+    [
+        Random::new(DIMS, "w4pc", Phi::Q, 8),
+        Random::new(DIMS, "w3g16z", Phi::Int, 5),
+        Random::new(DIMS, "w2pc", Phi::F32, 4),
+        Random::new(DIMS, "w5g16", Phi::Bf16, 3),
+    ]
+}
+
+#[test]
+fn folding_keeps_every_bit() {
+    for random in randoms() {
+        check_folding(&random, &random.batch(&[128, 57]));
+    }
+}
+
+#[test]
+fn folding_keeps_every_bit_of_the_golden_cases() {
+    let Some(shared) = shared("folding_keeps_every_bit_of_the_golden_cases") else { return };
+    for case in Case::all(&shared) {
+        check_folding(&case, &tokens(&shared));
+    }
+}
+
+fn check_folding(source: &dyn Source, batch: &Batch) {
+    let scores = |source: &dyn Source| {
+        let mut runner = Runner::new(source, batch);
+        let loss = runner.loss(batch);
+        (bits(&runner.acts.hidden), loss.to_bits())
+    };
+    assert!(scores(source) == scores(&FoldedSource(source)));
+}
+
+#[test]
+fn training_does_not_depend_on_threads() {
+    for random in randoms() {
+        check_threads(&random, &random.batch(&[128, 128, 57]));
+    }
+}
+
+#[test]
+fn training_of_the_golden_cases_does_not_depend_on_threads() {
+    let Some(shared) = shared("training_of_the_golden_cases_does_not_depend_on_threads") else { return };
+    for case in Case::all(&shared) {
+        check_threads(&case, &tokens(&shared));
+    }
+}
+
+fn check_threads(source: &impl Source, batch: &Batch) {
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| train(source, batch))
+    };
+    let one = on(1);
+    for threads in [2, 3] {
+        let other = on(threads);
+        for ((what, one), (_, other)) in one.iter().zip(&other) {
+            assert!(one == other, "{what} differs between 1 and {threads} threads");
+        }
+    }
+}
+
+/// Bits of all that two steps make: losses, gradients, trained values.
+fn train(source: &dyn Source, batch: &Batch) -> Vec<(String, Vec<u32>)> {
+    let mut runner = Runner::new(source, batch);
+    let recipe = Recipe { steps: 2, warmup: 0.0, ..Recipe::default() };
+    let mut moments = Moments::zeros(&runner.cpu, &runner.model.params).unwrap();
+    let mut made = Vec::new();
+    for t in 0..recipe.steps {
+        let (loss, grads) = runner.gradients(batch);
+        let norm = optimizer::gradient_norm(&runner.cpu, &runner.model.params, &grads).unwrap();
+        optimizer::step(&runner.cpu, &recipe, t, norm, &mut runner.model.params, &grads, &mut moments);
+        let sums = [loss.to_bits(), norm.to_bits()].iter().flat_map(|b| [*b as u32, (b >> 32) as u32]).collect();
+        made.push((format!("loss or norm of step {t}"), sums));
+        made.push((format!("dx of step {t}"), bits(&runner.acts.dx)));
+        for (spec, (g, p)) in runner.model.params.specs.iter().zip(grads.iter().zip(&runner.model.params.values)) {
+            made.push((format!("gradient of {}, step {t}", spec.name), bits(g)));
+            made.push((format!("{} after step {t}", spec.name), bits(p)));
+        }
+    }
+    made
+}
