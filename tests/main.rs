@@ -1,3 +1,4 @@
 //! Integration tests, one module for each concern.
 
 mod golden;
+mod recipes;

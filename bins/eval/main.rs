@@ -9,6 +9,7 @@ use common::cli::{self, flags::Common, progress};
 use common::compute::cpu::Cpu;
 use common::data::{text, tokenizer::Tokenizer};
 use common::error::{Error, Result};
+use common::model::Config;
 use common::model::weights::{Model, Source};
 use common::score::likelihood;
 use common::score::perplexity::{self, Protocol, Reader};
@@ -117,8 +118,8 @@ fn evaluate(
     let bos = uses_bos(args, path, &tokenizer)?;
     let vocab = artefact.config().vocab;
     let texts = args.ppl.iter().map(|t| encode_text(t, &tokenizer, bos, vocab)).collect::<Result<Vec<_>>>()?;
-    let max_length = artefact.config().max_positions;
-    let requests = tasks.iter().map(|t| task_requests(t, &tokenizer, bos, max_length)).collect::<Result<Vec<_>>>()?;
+    let requests =
+        tasks.iter().map(|t| task_requests(t, &tokenizer, bos, artefact.config())).collect::<Result<Vec<_>>>()?;
     let longest = requests.iter().flatten().map(|r| r.context.len() + r.continuation.len()).max().unwrap_or(0);
     let (positions, rows) = extent(args, !texts.is_empty(), longest);
     let model = Model::load(backend, artefact, positions)?;
@@ -187,8 +188,13 @@ fn encode_text(path: &Path, tokenizer: &Tokenizer, bos: bool, vocab: usize) -> R
     if bos {
         ids.insert(0, tokenizer.bos().expect("checked by uses_bos"));
     }
+    check_ids(path, &ids, vocab)?;
+    Ok(ids)
+}
+
+fn check_ids(path: &Path, ids: &[u32], vocab: usize) -> Result<()> {
     match ids.iter().find(|id| **id as usize >= vocab) {
-        None => Ok(ids),
+        None => Ok(()),
         Some(id) => Err(Error::input(
             path,
             format!("token id {id}"),
@@ -198,10 +204,16 @@ fn encode_text(path: &Path, tokenizer: &Tokenizer, bos: bool, vocab: usize) -> R
     }
 }
 
-fn task_requests(task: &Task, tokenizer: &Tokenizer, bos: bool, max_length: usize) -> Result<Vec<Request>> {
+fn task_requests(task: &Task, tokenizer: &Tokenizer, bos: bool, config: &Config) -> Result<Vec<Request>> {
     let bos = if bos { tokenizer.bos() } else { None };
     let empty = tokenizer.bos().or(tokenizer.eos()).unwrap_or(0);
-    task.requests(&|text| tokenizer.encode(text, false), Prefix { bos, empty }, max_length)
+    let encode = |text: &str| tokenizer.encode(text, false);
+    let requests = task.requests(&encode, Prefix { bos, empty }, config.max_positions)?;
+    for request in &requests {
+        check_ids(task.path(), &request.context, config.vocab)?;
+        check_ids(task.path(), &request.continuation, config.vocab)?;
+    }
+    Ok(requests)
 }
 
 fn value(result: &impl serde::Serialize) -> Value {

@@ -112,6 +112,10 @@ impl Task {
         Ok(Task { path: path.to_path_buf(), kind, questions })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub fn name(&self) -> &'static str {
         self.kind.name()
     }

@@ -1,0 +1,55 @@
+//! The cost in each recipe's header is what `qat-step --plan` says.
+
+use common::compute::cpu::Cpu;
+use common::model::config::{Config, Rope, Scaling};
+use common::model::names;
+use common::quant::Phi;
+use common::train::Recipe;
+use common::train::plan::{Holding, plan, total};
+
+/// (layers, d, ffn, heads, kv heads, vocab, tied) of the recipes' models, from their config.json.
+const MODELS: [(&str, [usize; 6], bool); 6] = [
+    ("llama-7b", [32, 4096, 11008, 32, 32, 32000], false),
+    ("llama2-7b", [32, 4096, 11008, 32, 32, 32000], false),
+    ("llama2-13b", [40, 5120, 13824, 40, 40, 32000], false),
+    ("llama3-8b", [32, 4096, 14336, 32, 8, 128256], false),
+    ("mistral-7b", [32, 4096, 14336, 32, 8, 32000], false),
+    ("smollm2-135m", [30, 576, 1536, 9, 3, 49152], true),
+];
+
+fn config([layers, d, ffn, heads, kv_heads, vocab]: [usize; 6], tied: bool) -> Config {
+    let rope = Rope { theta: 1e4, scaling: Scaling::None };
+    let (head_dim, norm_eps, max_positions) = (d / heads, 1e-5, 4096);
+    Config { vocab, d, ffn, layers, heads, kv_heads, head_dim, norm_eps, rope, window: None, tied, max_positions }
+}
+
+/// A setting of a recipe file.
+fn setting(file: &str, key: &str) -> usize {
+    let value = file.lines().find_map(|l| l.strip_prefix(&format!("{key}=")));
+    value.and_then(|v| v.parse().ok()).unwrap_or_else(|| panic!("no {key} in the recipe"))
+}
+
+fn planned_gb(config: &Config, recipe: &Recipe, scheme: &str) -> f64 {
+    let float_bytes = names::floats(config).iter().map(|(_, s)| 2 * s.iter().product::<usize>() as u64).sum();
+    let scheme = scheme.parse().unwrap();
+    let holding = Holding { config, scheme, phi: Phi::Q, rank: 32, float_bytes, recipe };
+    total(&plan(&Cpu::new(), &holding)) as f64 / 1e9
+}
+
+#[test]
+fn headers_name_the_planned_memory() {
+    let mut missing = Vec::new();
+    for (model, dims, tied) in MODELS {
+        let path = format!("{}/pipelines/models/{model}", env!("CARGO_MANIFEST_DIR"));
+        let file = std::fs::read_to_string(&path).unwrap();
+        let recipe =
+            Recipe { batch: setting(&file, "BATCH"), seq: setting(&file, "SEQ"), ..Recipe::default() };
+        let config = config(dims, tied);
+        let (channel, group) = (planned_gb(&config, &recipe, "w4pc"), planned_gb(&config, &recipe, "w4g64"));
+        let expected = format!("{channel:.1} GB planned at w4pc, {group:.1} GB at w4g64");
+        if !file.contains(&expected) {
+            missing.push(format!("{path} should say: {expected}"));
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
