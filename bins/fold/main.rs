@@ -50,7 +50,7 @@ impl Trained {
 }
 
 fn run() -> Result<()> {
-    let args = Args::parse();
+    let args: Args = cli::parse()?;
     args.common.start()?;
     let path = cli::input_path(&args.checkpoint)?;
     let stage = Stage::open(&path, &[Kind::Checkpoint, Kind::Wrapped])?;

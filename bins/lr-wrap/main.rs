@@ -43,10 +43,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let args = Args::parse();
+    let args: Args = cli::parse()?;
     args.common.start()?;
-    if args.rank == 0 || !args.alpha.is_finite() {
-        return Err(Error::usage("--rank must be positive and --alpha finite", "give --rank 32 --alpha 1"));
+    if !(1..=1 << 14).contains(&args.rank) || !args.alpha.is_finite() {
+        let what =
+            format!("--rank {} --alpha {}, expected a rank of 1 to 16384 and a finite alpha", args.rank, args.alpha);
+        return Err(Error::usage(what, "give --rank 32 --alpha 1"));
     }
     let scales = Scales::open(&cli::input_path(&args.scales)?)?;
     cli::verify(&args.common, &scales.stage)?;

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let args = Args::parse();
+    let args: Args = cli::parse()?;
     args.common.start()?;
     let model = FloatModel::open(&cli::input_path(&args.model)?)?;
     for linear in names::linears(&model.config) {

@@ -73,8 +73,8 @@ pub struct Args {
     #[arg(long)]
     pub plan: bool,
     /// Directory to write
-    #[arg(short, long, value_name = "DIR", required_unless_present = "plan", default_value = "")]
-    pub output: PathBuf,
+    #[arg(short, long, value_name = "DIR", required_unless_present = "plan")]
+    output: Option<PathBuf>,
     #[command(flatten)]
     pub device: DeviceFlags,
     #[command(flatten)]
@@ -89,6 +89,11 @@ fn parse_time(text: &str) -> std::result::Result<Duration, String> {
 }
 
 impl Args {
+    /// Not for --plan.
+    pub fn output(&self) -> &Path {
+        self.output.as_deref().expect("required but for --plan, which writes nothing")
+    }
+
     /// Why the run should stop now, if it should.
     pub fn stop_reason(&self, begun: Instant, signals: &Signals) -> Option<String> {
         match (signals.received(), self.time_limit) {
@@ -177,7 +182,7 @@ impl Resolved {
     }
 
     pub fn record(&self, args: &Args) -> Result<Record> {
-        let out = &args.output;
+        let out = args.output();
         let mut inputs =
             vec![self.wrapped.stage.as_input("wrapped", out)?, self.shards()?.stage.as_input("shards", out)?];
         if let Some(c) = &self.checkpoint {
@@ -218,9 +223,9 @@ impl Resolved {
 fn resolve_recipe(args: &Args, checkpoint: Option<&Checkpoint>) -> Result<Recipe> {
     let Some(c) = checkpoint.filter(|c| !c.finished()) else { return Ok(args.recipe(&Recipe::default())) };
     let own = Recipe::from_arguments(&c.stage.dir, &c.stage.record.arguments)?;
-    if args.recipe(&own) != own {
+    if let Some((begun, typed)) = own.difference(&args.recipe(&own)) {
         return Err(Error::usage(
-            format!("{}: its schedule is not at its end, and was begun with another recipe", c.stage.dir.display()),
+            format!("{}: at step {} of a schedule with {typed}, expected {begun}", c.stage.dir.display(), c.step),
             "leave the recipe's flags out to go on, or start from the wrapped model",
         ));
     }
@@ -228,16 +233,14 @@ fn resolve_recipe(args: &Args, checkpoint: Option<&Checkpoint>) -> Result<Recipe
 }
 
 fn open_shards(args: &Args, checkpoint: Option<&Checkpoint>) -> Result<Option<Shards>> {
-    let own = match checkpoint {
-        Some(c) => Some(c.stage.input_path("shards")?.0),
-        None => None,
+    let path = match (&args.shards, checkpoint) {
+        (Some(path), _) => path.clone(),
+        (None, Some(c)) => c.stage.input_path("shards")?.0,
+        (None, None) => return Ok(None),
     };
-    let path: Option<&Path> = args.shards.as_deref().or(own.as_deref());
-    let Some(path) = path else { return Ok(None) };
-    let shards = Shards::open(path)?;
+    let shards = Shards::open(&path)?;
     if let Some(c) = checkpoint.filter(|c| !c.finished()) {
-        let (_, input) = c.stage.input_path("shards")?;
-        if input.digest != shards.stage.digest {
+        if c.stage.input("shards")?.digest != shards.stage.digest {
             return Err(Error::usage(
                 format!("{}: its schedule is not at its end, and was begun with other shards", c.stage.dir.display()),
                 "leave --shards out to go on, or start from the wrapped model",

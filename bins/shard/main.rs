@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let args = Args::parse();
+    let args: Args = cli::parse()?;
     args.common.start()?;
     let tokenizer = open_tokenizer(&args.tokenizer)?;
     let mut record = wanted(&args, &tokenizer)?;
