@@ -1,1 +1,12 @@
+//! Tests of the six tools as they are typed, and of the layers of the library.
 
+/// Runs tools in temporary directories.
+mod tools;
+/// A tiny random LLaMA and a text, made the same way each time.
+mod tiny_llama;
+/// A module of the library uses only those below it.
+mod layers;
+/// All stages one after another: what they print, skip, replace and resume.
+mod pipeline;
+/// Everything that can be wrong with an input, an output or a command line, a row each.
+mod faults;
