@@ -209,7 +209,7 @@ mod tests {
         rejects(b"abc", "header too small");
         rejects(&u64::MAX.to_le_bytes(), "header too large");
         rejects(&[&40u64.to_le_bytes()[..], b"{}"].concat(), "invalid header length");
-        rejects(&file("not json", &[]), "InvalidHeader");
+        rejects(&file("not json", &[]), "invalid JSON in header");
         rejects(&file(one, &[0; 7]), "cut short");
         rejects(&file(one, &[0; 9]), "longer than its header");
         rejects(&file(&one.replace("[2]", "[3]"), &[0; 8]), "does not fit its bytes");
