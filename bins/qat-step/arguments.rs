@@ -239,13 +239,13 @@ fn open_shards(args: &Args, checkpoint: Option<&Checkpoint>) -> Result<Option<Sh
         (None, None) => return Ok(None),
     };
     let shards = Shards::open(&path)?;
-    if let Some(c) = checkpoint.filter(|c| !c.finished()) {
-        if c.stage.input("shards")?.digest != shards.stage.digest {
-            return Err(Error::usage(
-                format!("{}: its schedule is not at its end, and was begun with other shards", c.stage.dir.display()),
-                "leave --shards out to go on, or start from the wrapped model",
-            ));
-        }
+    if let Some(c) = checkpoint.filter(|c| !c.finished())
+        && c.stage.input("shards")?.digest != shards.stage.digest
+    {
+        return Err(Error::usage(
+            format!("{}: its schedule is not at its end, and was begun with other shards", c.stage.dir.display()),
+            "leave --shards out to go on, or start from the wrapped model",
+        ));
     }
     Ok(Some(shards))
 }
