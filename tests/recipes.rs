@@ -42,8 +42,7 @@ fn headers_name_the_planned_memory() {
     for (model, dims, tied) in MODELS {
         let path = format!("{}/pipelines/models/{model}", env!("CARGO_MANIFEST_DIR"));
         let file = std::fs::read_to_string(&path).unwrap();
-        let recipe =
-            Recipe { batch: setting(&file, "BATCH"), seq: setting(&file, "SEQ"), ..Recipe::default() };
+        let recipe = Recipe { batch: setting(&file, "BATCH"), seq: setting(&file, "SEQ"), ..Recipe::default() };
         let config = config(dims, tied);
         let (channel, group) = (planned_gb(&config, &recipe, "w4pc"), planned_gb(&config, &recipe, "w4g64"));
         let expected = format!("{channel:.1} GB planned at w4pc, {group:.1} GB at w4g64");

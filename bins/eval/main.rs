@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let args = Args::parse();
+    let args: Args = cli::parse()?;
     args.common.start()?;
     check(&args)?;
     let backend = args.device.open()?;
@@ -115,9 +115,14 @@ fn evaluate(
     tasks: &[Task],
 ) -> Result<ArtefactReport> {
     let tokenizer = Tokenizer::from_files(path, &artefact.support_files()?)?;
+    let name = |text: &Path| text.display().to_string();
     let bos = uses_bos(args, path, &tokenizer)?;
     let vocab = artefact.config().vocab;
     let texts = args.ppl.iter().map(|t| encode_text(t, &tokenizer, bos, vocab)).collect::<Result<Vec<_>>>()?;
+    let protocol = Protocol { ctx: args.ctx, max_blocks: args.max_blocks, bos };
+    for (text, ids) in args.ppl.iter().zip(&texts) {
+        protocol.blocks(&name(text), ids.len())?;
+    }
     let requests =
         tasks.iter().map(|t| task_requests(t, &tokenizer, bos, artefact.config())).collect::<Result<Vec<_>>>()?;
     let longest = requests.iter().flatten().map(|r| r.context.len() + r.continuation.len()).max().unwrap_or(0);
@@ -144,9 +149,8 @@ fn evaluate(
         None => None,
     };
     let mut other = other.as_ref().map(|m| Reader::new(backend, m, rows)).transpose()?;
-    let protocol = Protocol { ctx: args.ctx, max_blocks: args.max_blocks, bos };
     for (text, ids) in args.ppl.iter().zip(&texts) {
-        let name = text.display().to_string();
+        let name = name(text);
         let bar = progress::count(&args.common, &format!("{} {name}", artefact.kind()), 0);
         let result = perplexity::perplexity(&mut reader, other.as_mut(), &name, ids, protocol, |done, of, ppl| {
             bar.set_length(of as u64);
@@ -154,6 +158,14 @@ fn evaluate(
             bar.set_message(format!("ppl {ppl:.3}"));
         })?;
         bar.finish_and_clear();
+        if result.nll.is_nan() {
+            return Err(Error::input(
+                path,
+                format!("its logits on {name} are no numbers"),
+                "finite weights",
+                "make or fetch it again",
+            ));
+        }
         out.ppl.insert(name, value(&result));
     }
     for (task, requests) in tasks.iter().zip(&requests) {

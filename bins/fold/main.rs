@@ -50,7 +50,7 @@ impl Trained {
 }
 
 fn run() -> Result<()> {
-    let args = Args::parse();
+    let args: Args = cli::parse()?;
     args.common.start()?;
     let path = cli::input_path(&args.checkpoint)?;
     let stage = Stage::open(&path, &[Kind::Checkpoint, Kind::Wrapped])?;
@@ -64,7 +64,7 @@ fn run() -> Result<()> {
     let arguments = serde_json::json!({"format": args.format.to_string()});
     let mut record = Record::new(Kind::Folded, Some(wrapped.scheme.to_string()), arguments, inputs);
     match record::begin(&args.output, &record, args.common.force, false)? {
-        Begin::Done(_) => {}
+        Begin::Done => {}
         Begin::Write(part) => {
             write(&args, &trained, &part, &mut record)?;
             record::commit(part, &record)?;

@@ -43,10 +43,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let args = Args::parse();
+    let args: Args = cli::parse()?;
     args.common.start()?;
-    if args.rank == 0 || !args.alpha.is_finite() {
-        return Err(Error::usage("--rank must be positive and --alpha finite", "give --rank 32 --alpha 1"));
+    if !(1..=1 << 14).contains(&args.rank) || !args.alpha.is_finite() {
+        let what =
+            format!("--rank {} --alpha {}, expected a rank of 1 to 16384 and a finite alpha", args.rank, args.alpha);
+        return Err(Error::usage(what, "give --rank 32 --alpha 1"));
     }
     let scales = Scales::open(&cli::input_path(&args.scales)?)?;
     cli::verify(&args.common, &scales.stage)?;
@@ -54,7 +56,7 @@ fn run() -> Result<()> {
     let inputs = vec![scales.stage.as_input("scales", &args.output)?];
     let mut record = Record::new(Kind::Wrapped, Some(scales.scheme.to_string()), wrapping.arguments(), inputs);
     match record::begin(&args.output, &record, args.common.force, false)? {
-        Begin::Done(_) => {}
+        Begin::Done => {}
         Begin::Write(part) => {
             for (name, bytes) in scales.model.support_files()? {
                 record.files.insert(name.clone(), write_file(&part.join(&name), &bytes)?);

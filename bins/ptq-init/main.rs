@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let args = Args::parse();
+    let args: Args = cli::parse()?;
     args.common.start()?;
     let model = FloatModel::open(&cli::input_path(&args.model)?)?;
     for linear in names::linears(&model.config) {
@@ -46,7 +46,7 @@ fn run() -> Result<()> {
     }
     let mut record = wanted(&args, &model)?;
     match record::begin(&args.output, &record, args.common.force, false)? {
-        Begin::Done(_) => {}
+        Begin::Done => {}
         Begin::Write(part) => {
             record.files.insert(scales::FILE.into(), fit_all(&args, &model, &part)?);
             record::commit(part, &record)?;

@@ -89,9 +89,9 @@ fn parse_time(text: &str) -> std::result::Result<Duration, String> {
 }
 
 impl Args {
-    /// Clap has made sure that it is there unless only the plan is asked for.
+    /// Not for --plan.
     pub fn output(&self) -> &Path {
-        self.output.as_deref().unwrap_or(Path::new(""))
+        self.output.as_deref().expect("required but for --plan, which writes nothing")
     }
 
     /// Why the run should stop now, if it should.
@@ -223,9 +223,9 @@ impl Resolved {
 fn resolve_recipe(args: &Args, checkpoint: Option<&Checkpoint>) -> Result<Recipe> {
     let Some(c) = checkpoint.filter(|c| !c.finished()) else { return Ok(args.recipe(&Recipe::default())) };
     let own = Recipe::from_arguments(&c.stage.dir, &c.stage.record.arguments)?;
-    if args.recipe(&own) != own {
+    if let Some((begun, typed)) = own.difference(&args.recipe(&own)) {
         return Err(Error::usage(
-            format!("{}: its schedule is not at its end, and was begun with another recipe", c.stage.dir.display()),
+            format!("{}: at step {} of a schedule with {typed}, expected {begun}", c.stage.dir.display(), c.step),
             "leave the recipe's flags out to go on, or start from the wrapped model",
         ));
     }
@@ -233,21 +233,19 @@ fn resolve_recipe(args: &Args, checkpoint: Option<&Checkpoint>) -> Result<Recipe
 }
 
 fn open_shards(args: &Args, checkpoint: Option<&Checkpoint>) -> Result<Option<Shards>> {
-    let own = match checkpoint {
-        Some(c) => Some(c.stage.input_path("shards")?.0),
-        None => None,
+    let path = match (&args.shards, checkpoint) {
+        (Some(path), _) => path.clone(),
+        (None, Some(c)) => c.stage.input_path("shards")?.0,
+        (None, None) => return Ok(None),
     };
-    let path: Option<&Path> = args.shards.as_deref().or(own.as_deref());
-    let Some(path) = path else { return Ok(None) };
-    let shards = Shards::open(path)?;
-    if let Some(c) = checkpoint.filter(|c| !c.finished()) {
-        let (_, input) = c.stage.input_path("shards")?;
-        if input.digest != shards.stage.digest {
-            return Err(Error::usage(
-                format!("{}: its schedule is not at its end, and was begun with other shards", c.stage.dir.display()),
-                "leave --shards out to go on, or start from the wrapped model",
-            ));
-        }
+    let shards = Shards::open(&path)?;
+    if let Some(c) = checkpoint.filter(|c| !c.finished())
+        && c.stage.input("shards")?.digest != shards.stage.digest
+    {
+        return Err(Error::usage(
+            format!("{}: its schedule is not at its end, and was begun with other shards", c.stage.dir.display()),
+            "leave --shards out to go on, or start from the wrapped model",
+        ));
     }
     Ok(Some(shards))
 }

@@ -6,17 +6,16 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use arguments::{Args, Resolved};
-use clap::Parser;
 use common::cli::signals::Signals;
 use common::cli::{self, memory, progress};
 use common::compute::backend::Backend;
 use common::compute::cpu::Cpu;
 use common::data::tokenizer::Tokenizer;
-use common::error::Result;
+use common::error::{Error, Result};
 use common::format::atomic::{PartDir, write_file};
 use common::model::weights::Model;
 use common::stage::checkpoint::{LOSS_CURVE, METRICS, OPTIMIZER, TRAINED};
-use common::stage::record::{self, Begin, Record};
+use common::stage::record::{self, Begin, Record, Stage};
 use common::train::metrics::{self, MetricsFile, StepMetrics};
 use common::train::optimizer::Moments;
 use common::train::resume::{self, Saves};
@@ -29,7 +28,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let begun = Instant::now();
-    let args = Args::parse();
+    let args: Args = cli::parse()?;
     args.common.start()?;
     let backend = args.device.open()?;
     let job = Resolved::new(&args)?;
@@ -42,13 +41,10 @@ fn run() -> Result<()> {
     job.shards()?.windows(job.recipe.seq)?;
     let record = job.record(&args)?;
     match record::begin(args.output(), &record, args.common.force, true)? {
-        Begin::Done(_) => {}
+        Begin::Done => {}
         Begin::Write(part) => {
-            if args.common.force && args.output().exists() {
-                part.clear()?;
-            }
-            cli::say(&args.common, "qat-step", format!("planned peak {}", plan::mib(plan::total(&planned))));
-            train(&args, &job, &backend, &part, record.clone(), begun)?;
+            fits(plan::total(&planned))?;
+            train(&args, &job, &backend, &part, record, begun, plan::total(&planned))?;
             finish(part)?;
             cli::say(&args.common, "qat-step", format!("peak resident {}", plan::mib(memory::peak_resident())));
         }
@@ -56,11 +52,38 @@ fn run() -> Result<()> {
     cli::print_path(&args.common, args.output())
 }
 
+/// Refuses what this machine cannot hold, before the system ends the process in the middle of it.
+fn fits(planned: u64) -> Result<()> {
+    match memory::installed() {
+        Some(installed) if planned > installed => Err(Error::usage(
+            format!(
+                "the run would hold {}, expected at most this machine's {}",
+                plan::mib(planned),
+                plan::mib(installed)
+            ),
+            "lower --batch (and raise --accum) or --seq; --plan shows what takes how much",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Trains from the last save, or from the start, and writes the finished files beside the saves.
-fn train(args: &Args, job: &Resolved, backend: &Cpu, part: &PartDir, record: Record, begun: Instant) -> Result<()> {
+fn train(
+    args: &Args,
+    job: &Resolved,
+    backend: &Cpu,
+    part: &PartDir,
+    record: Record,
+    begun: Instant,
+    planned: u64,
+) -> Result<()> {
     if part.join(record::FILE).is_file() {
-        // Killed between writing the finished files and the rename: only the rename is left.
-        return Ok(());
+        match Stage::read(part.path()) {
+            // Killed between writing the finished files and the rename: only the rename is left.
+            Ok(stage) if stage.record.same_making(&record).is_ok() => return Ok(()),
+            _ if args.common.force => part.clear()?,
+            _ => return Err(resume::other_run(part.path())),
+        }
     }
     let saves = Saves::new(part, job.making(&record));
     let latest = match saves.latest() {
@@ -82,13 +105,13 @@ fn train(args: &Args, job: &Resolved, backend: &Cpu, part: &PartDir, record: Rec
                 );
             }
             resume::load_trained(backend, &dir.join(TRAINED), &mut model.params)?;
-            eprintln!("resumed at step {}", state.step);
+            cli::say(&args.common, "qat-step", format!("resumed at step {}", state.step));
             (resume::load_moments(backend, &dir.join(OPTIMIZER), &model.params)?, state.step)
         }
         None => job.start(backend, &model)?,
     };
-    let (mut log, kept) = MetricsFile::resume(&part.join(METRICS), from)?;
-    drop(kept);
+    let (mut log, _) = MetricsFile::resume(&part.join(METRICS), from)?;
+    cli::say(&args.common, "qat-step", format!("planned peak {}", plan::mib(planned)));
     let signals = Signals::listen()?;
     let stop = || args.stop_reason(begun, &signals);
     let bar = progress::count(&args.common, "qat-step", job.until);
@@ -138,11 +161,15 @@ fn write_finished(
     record.details.insert("step".into(), job.until.into());
     record.details.insert("steps".into(), job.recipe.steps.into());
     record.details.insert("compute_path".into(), backend.path().into());
-    record::write(part, &record)
+    record::write(part, &record)?;
+    part.keep();
+    Ok(())
 }
 
-/// Removes the saves and makes the directory appear.
+/// Removes the saves, and what else a killed run left, and makes the directory appear.
 fn finish(part: PartDir) -> Result<()> {
-    Saves::new(&part, String::new()).remove()?;
+    let record = Stage::read(part.path())?.record;
+    let logs = [METRICS, LOSS_CURVE, record::FILE];
+    part.remove(|name| !logs.contains(&name) && !record.files.contains_key(name))?;
     part.commit()
 }

@@ -39,12 +39,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let args = Args::parse();
+    let args: Args = cli::parse()?;
     args.common.start()?;
     let tokenizer = open_tokenizer(&args.tokenizer)?;
     let mut record = wanted(&args, &tokenizer)?;
     match record::begin(&args.output, &record, args.common.force, false)? {
-        Begin::Done(_) => {}
+        Begin::Done => {}
         Begin::Write(part) => {
             write(&args, &tokenizer, &part, &mut record)?;
             record::commit(part, &record)?;

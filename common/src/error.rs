@@ -95,6 +95,9 @@ fn io_cure(e: &io::Error) -> &'static str {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space and run the same command again",
         io::ErrorKind::ReadOnlyFilesystem => "choose a directory that can be written",
         io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => "check the path",
+        io::ErrorKind::AlreadyExists => "remove the file of that name, or choose another path",
+        io::ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f), or choose another disk",
+        io::ErrorKind::UnexpectedEof => "fetch or make the file again",
         _ => "see the system's message",
     }
 }

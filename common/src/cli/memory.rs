@@ -1,4 +1,4 @@
-//! What the kernel says of this process's memory.
+//! What the kernel says of memory.
 
 /// Peak resident bytes, mapped file pages included.
 pub fn peak_resident() -> u64 {
@@ -8,4 +8,11 @@ pub fn peak_resident() -> u64 {
     // SAFETY: zeroed above, which is a valid rusage even if the call failed.
     let usage = unsafe { usage.assume_init() };
     if ok { usage.ru_maxrss as u64 * 1024 } else { 0 }
+}
+
+/// Bytes of memory of this machine; None if the system does not say.
+pub fn installed() -> Option<u64> {
+    // SAFETY: sysconf has no preconditions; it returns -1 for what it does not know.
+    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    u64::try_from(pages).ok()?.checked_mul(u64::try_from(size).ok()?)
 }

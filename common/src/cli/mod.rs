@@ -6,9 +6,12 @@ pub mod memory;
 pub mod progress;
 pub mod signals;
 
+use std::error::Error as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use clap::Parser;
 
 use crate::error::{Error, Result};
 use crate::stage::record::Stage;
@@ -20,11 +23,33 @@ pub fn main(tool: &str, run: impl FnOnce() -> Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             if e.exit_status() != 0 {
-                eprintln!("{tool}: {e}");
+                complain(tool, &e.to_string());
             }
             ExitCode::from(e.exit_status())
         }
     }
+}
+
+/// The command line. What is wrong with it becomes one line, as every other error does; --help and --version end here.
+pub fn parse<A: Parser>() -> Result<A> {
+    A::try_parse().map_err(|e| if e.use_stderr() { refusal(&e) } else { e.exit() })
+}
+
+/// What clap says, in one line.
+fn refusal(e: &clap::Error) -> Error {
+    if let Some(Error::Usage { what, cure }) = e.source().and_then(|s| s.downcast_ref()) {
+        return Error::usage(what, cure);
+    }
+    let text = e.render().to_string();
+    let first: Vec<&str> = text.lines().take_while(|l| !l.is_empty()).map(str::trim).collect();
+    let what = first.join(" ");
+    let cure = text.lines().find_map(|l| l.trim().strip_prefix("tip: ")).unwrap_or("see --help");
+    Error::usage(what.strip_prefix("error: ").unwrap_or(&what), cure)
+}
+
+/// A line on stderr; that it cannot be written is no reason to fail, nor to panic as eprintln does.
+fn complain(tool: &str, message: &str) {
+    let _ = writeln!(std::io::stderr(), "{tool}: {message}");
 }
 
 /// An input as typed: `-` is one path on standard input.
@@ -33,9 +58,12 @@ pub fn input_path(path: &Path) -> Result<PathBuf> {
         return Ok(path.to_path_buf());
     }
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(Error::io("-", "read"))?;
+    std::io::stdin().read_line(&mut line).map_err(Error::io("standard input", "read"))?;
     match line.trim_end_matches(['\n', '\r']) {
-        "" => Err(Error::input("-", "no path on standard input", "one", "see why the stage before it failed")),
+        "" => {
+            let cure = "see why the stage before it failed";
+            Err(Error::input("standard input", "no path in it", "the path of a stage", cure))
+        }
         path => Ok(PathBuf::from(path)),
     }
 }
@@ -57,7 +85,7 @@ pub fn print(text: &str) -> Result<()> {
 /// A message on stderr, unless `-q`.
 pub fn say(common: &Common, tool: &str, message: impl std::fmt::Display) {
     if !common.quiet {
-        eprintln!("{tool}: {message}");
+        complain(tool, &message.to_string());
     }
 }
 

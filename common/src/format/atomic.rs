@@ -1,8 +1,10 @@
 //! Outputs appear whole or not at all: everything is written to `X.part/`, locked while a process is at it, and
 //! becomes `X` by one rename after fsync.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -59,43 +61,43 @@ pub fn sync_dir(path: &Path) -> Result<()> {
 pub struct PartDir {
     target: PathBuf,
     part: PathBuf,
-    lock: Option<File>,
-    keep: bool,
+    /// Held as long as this lives.
+    _lock: File,
+    /// Whether the directory outlives a failure.
+    kept: Cell<bool>,
 }
 
 const LOCK: &str = ".lock";
 
 impl PartDir {
-    /// Opens or makes `target.part/`. With `keep` the contents survive a failure, for a tool that resumes from
-    /// them; without it they are removed, now and on drop.
-    pub fn open(target: &Path, keep: bool) -> Result<PartDir> {
+    /// Opens or makes `target.part/`. With `resumable` its contents are left as they are, for a tool that goes on
+    /// from them; without it they are removed. On drop the directory goes, unless [`PartDir::keep`] was called.
+    pub fn open(target: &Path, resumable: bool) -> Result<PartDir> {
         let part = part_path(target)?;
+        let made = !part.exists();
         fs::create_dir_all(&part).map_err(Error::io(&part, "create"))?;
-        let lock_path = part.join(LOCK);
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(Error::io(&lock_path, "create"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::input(
-                    &part,
-                    "another process is writing it",
-                    "to be alone",
-                    "wait for it, or choose another -o",
-                ));
+        let lock = match lock(&part) {
+            Ok(lock) => lock,
+            Err(e) => {
+                if made {
+                    // Fails if another process was faster and writes there: as it should.
+                    let _ = fs::remove_dir(&part);
+                }
+                return Err(e);
             }
-            // Some network file systems have no locks; then only care keeps two writers apart.
-            Err(TryLockError::Error(_)) => {}
-        }
-        let dir = PartDir { target: target.to_path_buf(), part, lock: Some(lock), keep };
-        if !keep {
+        };
+        let dir = PartDir { target: target.to_path_buf(), part, _lock: lock, kept: Cell::new(false) };
+        if !resumable {
             dir.clear()?;
+        } else if !dir.entries()?.is_empty() {
+            dir.keep();
         }
         Ok(dir)
+    }
+
+    /// From now on the directory outlives a failure: it holds what a later run goes on from.
+    pub fn keep(&self) {
+        self.kept.set(true);
     }
 
     pub fn path(&self) -> &Path {
@@ -106,32 +108,52 @@ impl PartDir {
         self.part.join(name)
     }
 
-    /// Removes everything but the lock.
-    pub fn clear(&self) -> Result<()> {
+    /// Everything in it but the lock.
+    pub fn entries(&self) -> Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
         for entry in fs::read_dir(&self.part).map_err(Error::io(&self.part, "read"))? {
             let path = entry.map_err(Error::io(&self.part, "read"))?.path();
-            if path.file_name().is_some_and(|n| n == LOCK) {
-                continue;
+            if path.file_name().is_none_or(|n| n != LOCK) {
+                paths.push(path);
             }
-            let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            gone.map_err(Error::io(&path, "remove"))?;
+        }
+        Ok(paths)
+    }
+
+    /// Removes what `unwanted` says of its entries, by name.
+    pub fn remove(&self, unwanted: impl Fn(&str) -> bool) -> Result<()> {
+        for path in self.entries()? {
+            if unwanted(&path.file_name().unwrap_or_default().to_string_lossy()) {
+                let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                gone.map_err(Error::io(&path, "remove"))?;
+            }
         }
         Ok(())
     }
 
-    /// fsync, then the one rename. An existing target (`--force`) is moved aside first and removed after.
-    pub fn commit(mut self) -> Result<()> {
-        let lock = self.part.join(LOCK);
-        fs::remove_file(&lock).map_err(Error::io(&lock, "remove"))?;
+    /// Removes everything but the lock: nothing is left that a later run could go on from.
+    pub fn clear(&self) -> Result<()> {
+        self.remove(|_| true)?;
+        self.kept.set(false);
+        Ok(())
+    }
+
+    /// fsync, then the one rename. An existing target (`--force`) is moved aside first and removed after. The lock
+    /// goes last: whoever waits for this directory must not take it for an abandoned one.
+    pub fn commit(self) -> Result<()> {
         sync_dir(&self.part)?;
-        let old = with_suffix(&self.target, ".old");
+        let old = with_suffix(&self.target, ".replaced");
         let replaced = self.target.exists();
         if replaced {
+            if old.exists() {
+                fs::remove_dir_all(&old).map_err(Error::io(&old, "remove"))?;
+            }
             fs::rename(&self.target, &old).map_err(Error::io(&self.target, "move"))?;
         }
         fs::rename(&self.part, &self.target).map_err(Error::io(&self.target, "create"))?;
-        self.lock = None;
-        self.keep = true;
+        self.keep();
+        let lock = self.target.join(LOCK);
+        fs::remove_file(&lock).map_err(Error::io(&lock, "remove"))?;
         if let Some(parent) = self.target.parent().filter(|p| !p.as_os_str().is_empty()) {
             sync_dir(parent)?;
         }
@@ -144,9 +166,36 @@ impl PartDir {
 
 impl Drop for PartDir {
     fn drop(&mut self) {
-        if !self.keep {
+        if !self.kept.get() {
             let _ = fs::remove_dir_all(&self.part);
         }
+    }
+}
+
+/// Takes the lock of a `.part` directory.
+fn lock(part: &Path) -> Result<File> {
+    let path = part.join(LOCK);
+    let mut options = OpenOptions::new();
+    let file = options.create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path, "create"))?;
+    let busy = || {
+        let cure = "wait for it to end and run the same command again, or choose another -o";
+        Err(Error::input(part, "another process is writing it", "to be alone", cure))
+    };
+    match file.try_lock() {
+        // The process that held it may have renamed or removed the directory since this opened the file.
+        Ok(()) if !is_at(&file, &path) => busy(),
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => busy(),
+        // Some network file systems have no locks; then only care keeps two writers apart.
+        Err(TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+/// Is this open file the one that the path leads to?
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use safetensors::SafeTensors;
+use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::{Map, Value, json};
 
 use super::atomic::{FileDigest, OutputFile};
@@ -29,8 +29,8 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<TensorFile> {
         let map = Arc::new(Mmap::open(path)?);
         let (header, meta) = SafeTensors::read_metadata(&map).map_err(|e| {
-            let e = e.to_string();
-            Error::input(path, format!("not a whole safetensors file ({e})"), "a valid one", "fetch or make it again")
+            let found = format!("not a whole safetensors file: {}", refusal(&e));
+            Error::input(path, found, "a valid one", "fetch or make it again")
         })?;
         let base = header + 8;
         let mut tensors = BTreeMap::new();
@@ -104,6 +104,17 @@ impl TensorFile {
         self.tensors.get(name).ok_or_else(|| {
             Error::input(&self.path, format!("no tensor {name}"), "it to be there", "fetch or make the file again")
         })
+    }
+}
+
+/// What the crate found wrong, in words for whoever has the file.
+fn refusal(e: &SafeTensorError) -> String {
+    match e {
+        SafeTensorError::MetadataIncompleteBuffer => "it is cut short, or longer than its header says".into(),
+        SafeTensorError::InvalidOffset(name) => format!("{name} overlaps another tensor, or leaves a gap"),
+        SafeTensorError::TensorInvalidInfo => "a tensor whose shape does not fit its bytes".into(),
+        SafeTensorError::ValidationOverflow => "a tensor whose shape is beyond any file".into(),
+        other => other.to_string(),
     }
 }
 
@@ -198,14 +209,14 @@ mod tests {
         rejects(b"abc", "header too small");
         rejects(&u64::MAX.to_le_bytes(), "header too large");
         rejects(&[&40u64.to_le_bytes()[..], b"{}"].concat(), "invalid header length");
-        rejects(&file("not json", &[]), "InvalidHeader");
-        rejects(&file(one, &[0; 7]), "MetadataIncompleteBuffer");
-        rejects(&file(one, &[0; 9]), "MetadataIncompleteBuffer");
-        rejects(&file(&one.replace("[2]", "[3]"), &[0; 8]), "TensorInvalidInfo");
-        rejects(&file(&one.replace("[2]", "[4611686018427387904,8]"), &[0; 8]), "ValidationOverflow");
+        rejects(&file("not json", &[]), "invalid JSON in header");
+        rejects(&file(one, &[0; 7]), "cut short");
+        rejects(&file(one, &[0; 9]), "longer than its header");
+        rejects(&file(&one.replace("[2]", "[3]"), &[0; 8]), "does not fit its bytes");
+        rejects(&file(&one.replace("[2]", "[4611686018427387904,8]"), &[0; 8]), "beyond any file");
         let overlap = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
-        rejects(&file(overlap, &[0; 12]), "InvalidOffset");
+        rejects(&file(overlap, &[0; 12]), "b overlaps");
         let twice = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
-        rejects(&file(twice, &[0; 8]), "InvalidOffset");
+        rejects(&file(twice, &[0; 8]), "a overlaps another tensor, or leaves a gap");
     }
 }

@@ -85,7 +85,7 @@ impl Config {
             vocab: read.dim("vocab_size")?,
             d,
             ffn: read.dim("intermediate_size")?,
-            layers: read.dim("num_hidden_layers")?,
+            layers: read.layers()?,
             heads,
             kv_heads,
             head_dim,
@@ -158,6 +158,14 @@ impl Reader<'_> {
                 Some(n) if (1..=1 << 31).contains(&n) => Ok(Some(n as usize)),
                 _ => Err(self.bad(format!("{key} is {v}"), "a positive number")),
             },
+        }
+    }
+
+    /// Far more than any model has, few enough to list the tensors of.
+    fn layers(&self) -> Result<usize> {
+        match self.dim("num_hidden_layers")? {
+            n if n <= 1 << 14 => Ok(n),
+            n => Err(self.bad(format!("num_hidden_layers is {n}"), format!("at most {}", 1 << 14))),
         }
     }
 

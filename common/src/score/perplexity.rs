@@ -50,6 +50,21 @@ pub struct Protocol {
     pub bos: bool,
 }
 
+impl Protocol {
+    /// Blocks of a text of this many tokens; too few for one is an error.
+    pub fn blocks(&self, text: &str, tokens: usize) -> Result<usize> {
+        match (tokens / self.ctx).min(self.max_blocks.unwrap_or(usize::MAX)) {
+            0 => Err(Error::input(
+                text,
+                format!("{tokens} tokens"),
+                format!("at least one block of {}", self.ctx),
+                "give a longer text, or a smaller --ctx",
+            )),
+            blocks => Ok(blocks),
+        }
+    }
+}
+
 /// Perplexity of `ids`; `each` is told after every block of how many, with the perplexity so far.
 pub fn perplexity<B: Backend>(
     reader: &mut Reader<B>,
@@ -59,16 +74,8 @@ pub fn perplexity<B: Backend>(
     protocol: Protocol,
     mut each: impl FnMut(usize, usize, f64),
 ) -> Result<Perplexity> {
-    let Protocol { ctx, max_blocks, bos } = protocol;
-    let blocks = (ids.len() / ctx).min(max_blocks.unwrap_or(usize::MAX));
-    if blocks == 0 {
-        return Err(Error::input(
-            text,
-            format!("{} tokens", ids.len()),
-            format!("at least one block of {ctx}"),
-            "give a longer text, or a smaller --ctx",
-        ));
-    }
+    let Protocol { ctx, bos, .. } = protocol;
+    let blocks = protocol.blocks(text, ids.len())?;
     let (mut nll, mut kl, mut same) = (0.0f64, 0.0f64, 0u64);
     for block in 0..blocks {
         let batch = Batch::next_token([&ids[block * ctx..(block + 1) * ctx]]);

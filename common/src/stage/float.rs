@@ -71,6 +71,14 @@ impl FloatModel {
             ));
         }
         let (files, place) = open_weights(path)?;
+        if let Some(bias) = place.keys().find(|name| name.ends_with("_proj.bias")) {
+            return Err(Error::input(
+                path,
+                format!("it holds {bias}"),
+                "linears without a bias",
+                "choose a model of the LLaMA family or Mistral",
+            ));
+        }
         Ok(FloatModel { path: path.into(), config, config_json, weights: Weights::Safetensors { files, place } })
     }
 
@@ -114,7 +122,7 @@ impl FloatModel {
                 Some(file) => files[*file].expect_float(name, shape),
                 None => Err(Error::input(
                     &self.path,
-                    format!("no tensor {name} in any safetensors file"),
+                    format!("no tensor {name} in its safetensors files"),
                     "every tensor that config.json implies",
                     "fetch the model again",
                 )),
@@ -152,7 +160,7 @@ pub fn read_config(dir: &Path) -> Result<Value> {
     if !path.is_file() {
         return Err(Error::input(
             dir,
-            "no config.json in it",
+            "it holds no config.json",
             "a Hugging Face model directory",
             "give the directory that holds config.json",
         ));
@@ -174,7 +182,7 @@ pub fn open_weights(dir: &Path) -> Result<Shards> {
         if !single.is_file() {
             return Err(Error::input(
                 dir,
-                "no model.safetensors and no model.safetensors.index.json in it",
+                "it holds neither model.safetensors nor model.safetensors.index.json",
                 "weights as safetensors",
                 "convert pytorch_model.bin with transformers' save_pretrained",
             ));

@@ -157,7 +157,19 @@ impl Folded {
         let config = Config::parse(&config_path, &json)?;
         let scheme = ct::parse_config(&config_path, &json["quantization_config"])?;
         for linear in names::linears(&config) {
-            scheme.check_width(&linear.name, linear.k)?;
+            if !linear.k.is_multiple_of(scheme.group_size(linear.k)) {
+                return Err(Error::input(
+                    &config_path,
+                    format!(
+                        "groups of {} in a linear of {} inputs ({})",
+                        scheme.group_size(linear.k),
+                        linear.k,
+                        linear.name
+                    ),
+                    "a group_size that divides them",
+                    "fold the checkpoint again",
+                ));
+            }
         }
         let (files, place) = open_weights(dir)?;
         Ok(Folded { dir: dir.to_path_buf(), scheme, config, files, place })

@@ -95,24 +95,29 @@ impl Record {
         }
     }
 
-    /// Made by the same tool from the same inputs with the same arguments?
-    fn same_making(&self, other: &Record) -> Result<(), String> {
-        if self.kind != other.kind {
-            return Err(format!("a {} directory", self.kind));
+    /// Made by the same tool from the same inputs with the same arguments as `want`? If not: found, expected.
+    pub fn same_making(&self, want: &Record) -> Result<(), (String, String)> {
+        if self.kind != want.kind {
+            return Err((format!("a {:?} directory", self.kind.to_string()), format!("{:?}", want.kind.to_string())));
         }
-        if self.format_version != other.format_version {
-            return Err(format!("{} format {}", self.kind, self.format_version));
+        if self.format_version != want.format_version {
+            let format = |r: &Record| format!("{} format {}", r.kind, r.format_version);
+            return Err((format(self), format(want)));
         }
-        let keys: Vec<&String> = other.arguments.keys().chain(self.arguments.keys()).collect();
+        let keys: Vec<&String> = want.arguments.keys().chain(self.arguments.keys()).collect();
         for key in keys {
-            if self.arguments.get(key) != other.arguments.get(key) {
-                let value = self.arguments.get(key).map_or("none".to_string(), |v| v.to_string());
-                return Err(format!("one made with {key} {value}"));
+            if self.arguments.get(key) != want.arguments.get(key) {
+                let value = |r: &Record| r.arguments.get(key).map_or("none".to_string(), |v| v.to_string());
+                return Err((format!("made with {key} {}", value(self)), value(want)));
             }
         }
-        let digests = |r: &Record| r.inputs.iter().map(|i| (i.role.clone(), i.digest.clone())).collect::<Vec<_>>();
-        if digests(self) != digests(other) {
-            return Err("one made from other inputs".to_string());
+        for (i, input) in want.inputs.iter().enumerate() {
+            if self.inputs.get(i).is_none_or(|own| (&own.role, &own.digest) != (&input.role, &input.digest)) {
+                return Err((format!("made from another {}", input.role), "the one given now".to_string()));
+            }
+        }
+        if self.inputs.len() != want.inputs.len() {
+            return Err(("made from more inputs".to_string(), "those given now".to_string()));
         }
         Ok(())
     }
@@ -135,9 +140,9 @@ impl Stage {
         if !dir.join(FILE).is_file() {
             let part = PathBuf::from(format!("{}.part", dir.display()));
             let (found, cure) = if part.is_dir() {
-                ("this stage is not finished".to_string(), format!("run {first} again with the same arguments"))
+                ("it is not finished".to_string(), format!("run {first} again with the same arguments"))
             } else if dir.exists() {
-                (format!("no {FILE} in it"), format!("give a directory that {first} made"))
+                (format!("it holds no {FILE}"), format!("give a directory that {first} made"))
             } else {
                 ("does not exist".to_string(), format!("run {first} first"))
             };
@@ -158,12 +163,14 @@ impl Stage {
         let bad = |found: String| Error::input(&path, found, "a whole stage.json", "run the stage again with --force");
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("not JSON ({e})")))?;
         let version = value["format_version"].as_u64().ok_or_else(|| bad("no format_version".into()))?;
-        let kind: Kind = serde_json::from_value(value["kind"].clone())
-            .map_err(|_| bad(format!("kind {} is not known to this version", value["kind"])))?;
+        let kind: Kind = serde_json::from_value(value["kind"].clone()).map_err(|_| {
+            let cure = "use the newer lrqat that wrote it";
+            Error::input(&path, format!("kind {}", value["kind"]), "one that this version knows", cure)
+        })?;
         if version > kind.format_version() as u64 {
             return Err(Error::input(
                 dir,
-                format!("{kind} format {version}"),
+                format!("format version {version} of \"{kind}\""),
                 format!("at most {}", kind.format_version()),
                 "use the newer lrqat that wrote it, or run the stage again",
             ));
@@ -177,21 +184,26 @@ impl Stage {
         Ok(Input { role: role.into(), path: relative_path(&self.dir, out)?, digest: self.digest.clone() })
     }
 
-    /// Where the input of this role lies, if it was recorded.
-    pub fn input_path(&self, role: &str) -> Result<(PathBuf, &Input)> {
-        let input = self.record.inputs.iter().find(|i| i.role == role).ok_or_else(|| {
+    /// The input of this role as it was recorded.
+    pub fn input(&self, role: &str) -> Result<&Input> {
+        self.record.inputs.iter().find(|i| i.role == role).ok_or_else(|| {
             Error::input(
                 &self.dir,
-                format!("stage.json names no {role}"),
-                "its path",
-                "run the stage again with --force",
+                format!("its {FILE} names no {role}"),
+                "the path of one",
+                format!("run {} again with --force", self.record.tool),
             )
-        })?;
+        })
+    }
+
+    /// Where the input of this role lies.
+    pub fn input_path(&self, role: &str) -> Result<(PathBuf, &Input)> {
+        let input = self.input(role)?;
         let path = self.dir.join(&input.path);
         if !path.exists() {
             return Err(Error::input(
                 &self.dir,
-                format!("its {role} {} is gone", path.display()),
+                format!("its {role}, {}, is gone", without_dots(&path).display()),
                 "it where it was, relative to this directory",
                 "put it back, or move both together",
             ));
@@ -206,7 +218,7 @@ impl Stage {
         if stage.digest != input.digest {
             return Err(Error::input(
                 &self.dir,
-                format!("its {role} {} was made again since", path.display()),
+                format!("its {role}, {}, was made again since", path.display()),
                 "the one it was made from",
                 format!("run {} again with --force", self.record.tool),
             ));
@@ -236,36 +248,59 @@ impl Stage {
 /// How a tool that writes a stage begins.
 pub enum Begin {
     /// It is there already, made the same way.
-    Done(Box<Stage>),
+    Done,
     Write(PartDir),
 }
 
 /// Looks at `out`: there and made the same way is done, otherwise there needs `--force`.
 pub fn begin(out: &Path, want: &Record, force: bool, resumable: bool) -> Result<Begin> {
-    if out.symlink_metadata().is_ok() && !force {
-        let cure = "use --force to replace it, or another -o";
-        if !out.join(FILE).is_file() {
-            return Err(Error::usage(
-                format!("{}: exists and is no stage of lrqat", out.display()),
-                "choose another -o",
-            ));
-        }
-        let there = Stage::read(out)?;
-        return match there.record.same_making(want) {
-            Ok(()) => Ok(Begin::Done(Box::new(there))),
-            Err(found) => {
-                Err(Error::usage(format!("{}: exists, {found}, not what was asked for", out.display()), cure))
-            }
-        };
-    }
-    if force && out.exists() && !out.join(FILE).is_file() {
-        // --force replaces stages, never somebody's home directory.
-        return Err(Error::usage(format!("{}: exists and is no stage of lrqat", out.display()), "choose another -o"));
+    refuse_own_input(out, want)?;
+    if done_already(out, want, force)? {
+        return Ok(Begin::Done);
     }
     if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
     }
-    Ok(Begin::Write(PartDir::open(out, resumable)?))
+    let part = PartDir::open(out, resumable)?;
+    // Another process may have finished it before the lock was taken.
+    if done_already(out, want, force)? { Ok(Begin::Done) } else { Ok(Begin::Write(part)) }
+}
+
+/// Is `out` there, made as wanted? With `force` it is made again, but --force replaces stages, never
+/// somebody's home directory.
+fn done_already(out: &Path, want: &Record, force: bool) -> Result<bool> {
+    if out.symlink_metadata().is_err() {
+        return Ok(false);
+    }
+    if !out.join(FILE).is_file() {
+        return Err(Error::usage(
+            format!("{}: it exists and is no stage of lrqat, expected a new directory", out.display()),
+            "choose another -o",
+        ));
+    }
+    if force {
+        return Ok(false);
+    }
+    let there = Stage::read(out)?;
+    match there.record.same_making(want) {
+        Ok(()) => Ok(true),
+        Err((found, expected)) => Err(Error::usage(
+            format!("{}: it exists, {found}, expected {expected}", out.display()),
+            "use --force to replace it, or another -o",
+        )),
+    }
+}
+
+/// No stage is written over its input, nor over a directory that holds it. (Inputs are recorded relative to `out`.)
+fn refuse_own_input(out: &Path, want: &Record) -> Result<()> {
+    let within = |i: &&Input| i.path.is_relative() && !i.path.starts_with("..") && i.path != Path::new("-");
+    match want.inputs.iter().find(within) {
+        None => Ok(()),
+        Some(input) => Err(Error::usage(
+            format!("{}: -o is, or holds, the {} that is read, expected another directory", out.display(), input.role),
+            "choose another -o",
+        )),
+    }
 }
 
 /// Writes `stage.json`, the last file of a stage.
@@ -284,18 +319,31 @@ pub fn commit(part: PartDir, record: &Record) -> Result<()> {
 
 /// `to`, relative to the directory `from` (which need not exist yet).
 pub fn relative_path(to: &Path, from: &Path) -> Result<PathBuf> {
-    let absolute = |p: &Path| std::path::absolute(p).map_err(Error::io(p, "resolve"));
     let to_absolute = to.canonicalize().map_err(Error::io(to, "resolve"))?;
-    // The new directory does not exist, but its parent does or will.
-    let from_absolute = match from.parent().filter(|p| !p.as_os_str().is_empty()).map(|p| p.canonicalize()) {
-        Some(Ok(parent)) => parent.join(from.file_name().unwrap_or_default()),
-        _ => absolute(from)?,
+    let from_absolute = std::path::absolute(from).map_err(Error::io(from, "resolve"))?;
+    // Links are resolved as far as the path exists: `..` leads out of where a link points, not of the link.
+    let resolved = from_absolute.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)));
+    let from_absolute = match resolved {
+        Some((there, real)) => real.join(from_absolute.strip_prefix(there).unwrap_or(Path::new(""))),
+        None => from_absolute,
     };
-    Ok(pathdiff::diff_paths(&to_absolute, from_absolute).unwrap_or(to_absolute))
+    Ok(match pathdiff::diff_paths(&to_absolute, from_absolute) {
+        Some(same) if same.as_os_str().is_empty() => PathBuf::from("."),
+        Some(relative) => relative,
+        None => to_absolute,
+    })
 }
 
-/// `run/wrapped/../scales` as `run/scales`.
+/// `run/wrapped/../scales` as `run/scales`, where that is the same place: behind a link it may not be.
 fn tidy(path: &Path) -> PathBuf {
+    let short = without_dots(path);
+    match (short.canonicalize(), path.canonicalize()) {
+        (Ok(a), Ok(b)) if a == b => short,
+        _ => path.to_path_buf(),
+    }
+}
+
+fn without_dots(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
         let normal = matches!(out.components().next_back(), Some(std::path::Component::Normal(_)));

@@ -121,7 +121,7 @@ impl Scales {
         if model.fingerprint()? != input.digest {
             return Err(Error::input(
                 dir,
-                format!("its model {} changed since", path.display()),
+                format!("its model, {}, changed since", path.display()),
                 "the one the scales were fitted to",
                 "run ptq-init again with --force",
             ));

@@ -78,10 +78,10 @@ impl Shards {
         digests.dedup();
         match digests.as_slice() {
             [tokenizer] => Ok(Shards { stage, tokens, tokenizer: tokenizer.clone() }),
-            _ => Err(Error::input(
+            found => Err(Error::input(
                 dir,
-                "shards of more than one tokenizer, or none",
-                "one",
+                format!("shards of {} tokenizers", found.len()),
+                "those of one",
                 "run shard again with --force",
             )),
         }

@@ -96,7 +96,7 @@ pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each:
             (Some(linear), _) => scales::put(writer, &spec.name, &scales.grid(linear)?)?,
             (None, _) => {
                 let t = scales.model.tensor(&spec.name, &spec.shape)?;
-                finite(&t, &spec.name, scales.model.path())?;
+                finite(&t, &spec.name, scales.model.path(), "fetch the model again, or fix the checkpoint")?;
                 writer.put(&spec.name, t.bytes())?;
                 t.forget();
             }
@@ -106,7 +106,7 @@ pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each:
     Ok(())
 }
 
-fn finite(t: &Tensor, name: &str, path: &Path) -> Result<()> {
+fn finite(t: &Tensor, name: &str, path: &Path, cure: &str) -> Result<()> {
     let width = t.shape.last().copied().unwrap_or(1);
     let bad = (0..t.len() / width.max(1)).into_par_iter().find_any(|row| {
         let mut values = vec![0.0; width];
@@ -118,7 +118,7 @@ fn finite(t: &Tensor, name: &str, path: &Path) -> Result<()> {
             path,
             format!("{name} row {row} holds a value that is not finite"),
             "finite weights",
-            "fetch the model again, or fix the checkpoint",
+            cure,
         )),
         None => Ok(()),
     }
@@ -189,12 +189,15 @@ impl Wrapped {
             self.file.expect(&format!("{}.phi", linear.name), Dtype::U8, &[n, w.phi.row_bytes(self.scheme, k)])?;
         let LinearGrid { mut scale, zero } = read_grid(&self.file, linear, self.scheme)?;
         let from = trained.unwrap_or(&self.file);
-        if trained.is_some() {
-            scale = from.expect(&format!("{}.scale", linear.name), Dtype::F32, &[n, self.scheme.groups(k)])?.to_f32();
-        }
         let read = |suffix: &str, shape: [usize; 2]| {
-            Ok(from.expect(&format!("{}.{suffix}", linear.name), Dtype::F32, &shape)?.to_f32())
+            let name = format!("{}.{suffix}", linear.name);
+            let tensor = from.expect(&name, Dtype::F32, &shape)?;
+            finite(&tensor, &name, from.path(), "make the file again")?;
+            Ok(tensor.to_f32())
         };
+        if trained.is_some() {
+            scale = read("scale", [n, self.scheme.groups(k)])?;
+        }
         Ok(HostLowRank {
             scheme: self.scheme,
             stored: w.phi,

@@ -33,7 +33,10 @@ impl MetricsFile {
     pub fn resume(path: &Path, step: u64) -> Result<(MetricsFile, Vec<StepMetrics>)> {
         let kept: Vec<StepMetrics> = read(path)?.into_iter().filter(|m| m.step <= step).collect();
         let text: String = kept.iter().map(line).collect();
-        write_file(path, text.as_bytes())?;
+        // By rename, so that a run that is killed here does not lose its log.
+        let new = path.with_extension("jsonl.new");
+        write_file(&new, text.as_bytes())?;
+        fs::rename(&new, path).map_err(Error::io(path, "create"))?;
         let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
         Ok((MetricsFile { path: path.into(), file }, kept))
     }

@@ -92,6 +92,10 @@ impl Recipe {
         if self.seq < 2 {
             return bad("--seq must be at least 2", "a sequence predicts all of its tokens but the first");
         }
+        let tokens = self.batch.checked_mul(self.seq).and_then(|n| n.checked_mul(self.accum));
+        if tokens.is_none_or(|n| n > 1 << 40) {
+            return bad("--batch × --accum × --seq is more than 2^40 tokens a step", "lower one of them");
+        }
         if !(0.0..=1.0).contains(&self.warmup) {
             return bad("--warmup must be between 0 and 1", "give the part of the steps that warm up");
         }
@@ -119,6 +123,20 @@ impl Recipe {
     /// Tokens that a step sees.
     pub fn tokens_per_step(&self) -> u64 {
         (self.batch * self.accum * self.seq) as u64
+    }
+
+    /// The first value in which the two differ, as flags: this one's, the other's.
+    pub fn difference(&self, other: &Recipe) -> Option<(String, String)> {
+        let fields = |r: &Recipe| match serde_json::to_value(r) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            _ => unreachable!("a recipe is a plain JSON object"),
+        };
+        let (own, other) = (fields(self), fields(other));
+        let flag = |name: &str, value: &serde_json::Value| {
+            format!("--{} {}", name.replace('_', "-"), value.to_string().trim_matches('"'))
+        };
+        let (name, value) = own.iter().find(|(name, value)| other[*name] != **value)?;
+        Some((flag(name, value), flag(name, &other[name])))
     }
 
     /// As recorded in a checkpoint's `stage.json`; `path` is for messages.

@@ -19,6 +19,8 @@ use crate::stage::checkpoint::{OPTIMIZER, TRAINED};
 
 const STATE: &str = "state.json";
 const KEPT: usize = 2;
+/// A save that is not whole yet.
+const WRITING: &str = "saving";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct State {
@@ -47,10 +49,7 @@ impl<'a> Saves<'a> {
         let state: State = serde_json::from_slice(&bytes)
             .map_err(|e| Error::input(&path, format!("not a saved state ({e})"), "one", "start over with --force"))?;
         if state.making != self.making {
-            return Err(Error::usage(
-                format!("{}: an unfinished run with another recipe or other inputs", self.part.path().display()),
-                "give the same arguments to go on, or --force to start over",
-            ));
+            return Err(other_run(self.part.path()));
         }
         Ok(Some((dir, state)))
     }
@@ -75,7 +74,7 @@ impl<'a> Saves<'a> {
         if done.exists() {
             return Ok(());
         }
-        let writing = self.part.join("saving");
+        let writing = self.part.join(WRITING);
         if writing.exists() {
             fs::remove_dir_all(&writing).map_err(Error::io(&writing, "remove"))?;
         }
@@ -86,6 +85,7 @@ impl<'a> Saves<'a> {
         write_file(&writing.join(STATE), &serde_json::to_vec(&state).expect("plain JSON"))?;
         sync_dir(&writing)?;
         fs::rename(&writing, &done).map_err(Error::io(&done, "create"))?;
+        self.part.keep();
         sync_dir(self.part.path())?;
         let mut dirs = self.dirs()?;
         while dirs.len() > KEPT {
@@ -94,14 +94,14 @@ impl<'a> Saves<'a> {
         }
         Ok(())
     }
+}
 
-    /// Removes all saves, once the finished checkpoint lies beside them.
-    pub fn remove(&self) -> Result<()> {
-        for dir in self.dirs()? {
-            fs::remove_dir_all(&dir).map_err(Error::io(&dir, "remove"))?;
-        }
-        Ok(())
-    }
+/// What to say of an unfinished run that is not the one asked for.
+pub fn other_run(part: &Path) -> Error {
+    Error::usage(
+        format!("{}: an unfinished run with another recipe or other inputs, expected the same", part.display()),
+        "give the same arguments to go on, or --force to start over",
+    )
 }
 
 pub fn write_trained<B: Backend>(backend: &B, path: &Path, params: &Params<B>) -> Result<FileDigest> {

@@ -66,7 +66,11 @@ impl<B: Backend> Run<'_, B> {
             (self.each)(&m);
             let done = t + 1;
             let stop = if done < self.until { (self.stop)() } else { None };
-            if stop.is_some() || (self.save_every > 0 && done.is_multiple_of(self.save_every)) {
+            let save = stop.is_some() || (self.save_every > 0 && done.is_multiple_of(self.save_every));
+            if save || done == self.until {
+                self.check_trained(model, done)?;
+            }
+            if save {
                 self.saves.save(self.backend, done, &model.params, moments)?;
             }
             if let Some(why) = stop {
@@ -105,15 +109,27 @@ impl<B: Backend> Run<'_, B> {
 
     fn check_finite(&self, model: &Model<B>, t: u64, loss: f64, grads: &[B::Buffer]) -> Result<f64> {
         let norm = optimizer::gradient_norm(self.backend, &model.params, grads);
-        let bad = match norm {
-            _ if !loss.is_finite() => "loss".to_string(),
-            Err(name) => format!("gradient of {name}"),
-            Ok(norm) => return Ok(norm),
-        };
+        match norm {
+            Ok(norm) if loss.is_finite() => Ok(norm),
+            Ok(_) => Err(self.not_finite("loss".to_string(), t + 1)?),
+            // A gradient names its tensor, which the loss does not.
+            Err(name) => Err(self.not_finite(format!("gradient of {name}"), t + 1)?),
+        }
+    }
+
+    /// A rate that is far too high makes weights infinite before any gradient is: such a save would be no good one.
+    fn check_trained(&self, model: &Model<B>, step: u64) -> Result<()> {
+        match optimizer::gradient_norm(self.backend, &model.params, &model.params.values) {
+            Ok(_) => Ok(()),
+            Err(name) => Err(self.not_finite(name, step)?),
+        }
+    }
+
+    fn not_finite(&self, tensor: String, step: u64) -> Result<Error> {
         let kept = match self.saves.latest()? {
-            Some((dir, _)) => format!("the last good checkpoint is {}; lower --lr-ab or --lr-scale", dir.display()),
-            None => "no checkpoint was saved yet; lower --lr-ab or --lr-scale".to_string(),
+            Some((dir, _)) => format!("the last good save is {}; lower --lr-ab or --lr-scale", dir.display()),
+            None => "nothing was saved yet; lower --lr-ab or --lr-scale".to_string(),
         };
-        Err(Error::NotFinite { tensor: bad, step: t + 1, kept })
+        Ok(Error::NotFinite { tensor, step, kept })
     }
 }

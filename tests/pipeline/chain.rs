@@ -1,0 +1,195 @@
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use serde_json::Value;
+
+use crate::tiny_llama;
+use crate::tools::Dir;
+
+const CHAIN: &str = "\"$PTQ_INIT\" model/ --scheme w4g8 -o run/scales | \"$LR_WRAP\" - --rank 4 -o run/wrapped \
+    | \"$QAT_STEP\" - --shards data/ --steps 3 --batch 2 --seq 32 -o run/ckpt \
+    | \"$FOLD\" - --format compressed-tensors -o run/folded | \"$EVAL\" - --ppl text.txt --ctx 64";
+
+/// Names, inodes and times of the files of the run: they tell whether anything was written again.
+fn stamps(dir: &Dir) -> Vec<(String, u64, i64, i64)> {
+    let files = crate::tools::walk(&dir.join("run")).into_iter();
+    let stamp = files.map(|p| {
+        let m = fs::metadata(&p).unwrap();
+        (p.display().to_string(), m.ino(), m.mtime(), m.mtime_nsec())
+    });
+    stamp.collect()
+}
+
+#[test]
+fn all_stages_through_pipes_and_again() {
+    let dir = Dir::new();
+    tiny_llama::write(&dir.join("model"));
+    fs::write(dir.join("text.txt"), tiny_llama::text(6000)).unwrap();
+    assert_eq!(dir.run("shard text.txt --tokenizer model -o data").ok(), "data\n");
+    let table = dir.shell(CHAIN).ok();
+    assert!(table.contains("run/folded") && table.contains("w4g8"), "{table}");
+    let made = stamps(&dir);
+    for stage in ["scales", "wrapped", "ckpt", "folded"] {
+        assert!(dir.join("run").join(stage).join("stage.json").is_file(), "{stage}");
+        assert!(!dir.join("run").join(format!("{stage}.part")).exists());
+    }
+    assert_eq!(dir.shell(CHAIN).ok(), table, "typed again");
+    assert_eq!(stamps(&dir), made, "nothing is written again");
+    assert_eq!(dir.run("shard text.txt --tokenizer model -o data").ok(), "data\n");
+    assert_eq!(dir.run("ptq-init model --scheme w4g8 -o run/scales --json").ok(), "{\"path\":\"run/scales\"}\n");
+}
+
+/// The first stage fails; each one after it says so in one line, and nothing is made.
+#[test]
+fn a_pipe_ends_with_its_first_error() {
+    let dir = Dir::new();
+    let ran =
+        dir.shell("\"$PTQ_INIT\" nowhere --scheme w4pc -o scales | \"$LR_WRAP\" - -o wrapped | \"$FOLD\" - -o folded");
+    let errors: Vec<&str> = ran.stderr.lines().collect();
+    assert_eq!((ran.status, errors.len()), (Some(1), 3), "{}", ran.stderr);
+    assert!(ran.stderr.contains("ptq-init: nowhere: does not exist"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("fold: standard input: no path"), "{}", ran.stderr);
+    assert!(dir.listing().is_empty());
+}
+
+#[test]
+fn other_arguments_need_force() {
+    let dir = Dir::with_stages();
+    for (line, names, same) in [
+        ("ptq-init model --scheme w3g8 -o scales", "scheme \"w4g8\"", "ptq-init model --scheme w4g8 -o scales"),
+        ("ptq-init model --scheme w4g8 --fit minmax -o scales", "fit \"lp:3\"", ""),
+        ("lr-wrap scales --rank 8 -o wrapped", "rank 4", "lr-wrap scales --rank 4 -o wrapped"),
+        ("qat-step wrapped --shards shards --steps 9 --batch 2 --seq 32 -o checkpoint", "steps 4", ""),
+        ("fold half -o folded", "another checkpoint", "fold checkpoint -o folded"),
+        ("fold checkpoint -o wrapped", "a \"wrapped\" directory", ""),
+    ] {
+        let before = dir.listing();
+        let e = dir.run(line).fails(2);
+        assert!(e.contains(names) && e.contains("--force"), "{line}: {e}");
+        assert_eq!(dir.listing(), before, "{line}");
+        if !same.is_empty() {
+            dir.run(same).ok();
+        }
+    }
+    let before = dir.contents("scales");
+    dir.run("ptq-init model --scheme w3g8 -o scales --force").ok();
+    assert_ne!(dir.contents("scales"), before);
+    assert!(fs::read_to_string(dir.join("scales/stage.json")).unwrap().contains("w3g8"));
+    let left: Vec<_> = dir.listing().into_iter().filter(|p| p.parent() == Some(dir.path())).collect();
+    assert_eq!(left.len(), 8, "nothing beside the stages: {left:?}");
+}
+
+/// The schema of the design, every number there and finite.
+#[test]
+fn eval_reports_as_json() {
+    let dir = Dir::with_stages();
+    let line =
+        "eval model scales wrapped half checkpoint folded --ppl text.txt --ctx 64 --max-blocks 5 --reference model";
+    let report: Value = serde_json::from_str(&dir.run(&format!("{line} --json")).ok()).unwrap();
+    let artefacts = report["artefacts"].as_array().unwrap();
+    let kinds: Vec<&str> = artefacts.iter().map(|a| a["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["model", "scales", "wrapped", "checkpoint", "checkpoint", "folded"]);
+    for (a, path) in artefacts.iter().zip(["model", "scales", "wrapped", "half", "checkpoint", "folded"]) {
+        assert_eq!(a["path"], path);
+        assert_eq!(a["scheme"], if path == "model" { Value::Null } else { "w4g8".into() });
+        let p = &a["ppl"]["text.txt"];
+        assert_eq!((p["ctx"].as_u64(), p["blocks"].as_u64(), p["tokens"].as_u64()), (Some(64), Some(5), Some(5 * 63)));
+        assert_eq!(p["bos"], false);
+        let (ppl, nll) = (p["ppl"].as_f64().unwrap(), p["nll"].as_f64().unwrap());
+        assert!((ppl.ln() - nll).abs() < 1e-9 && ppl < 10.0 * tiny_llama::VOCAB as f64, "{p}");
+        assert!(p["kl"].as_f64().unwrap() >= 0.0 && (0.0..=1.0).contains(&p["top1"].as_f64().unwrap()), "{p}");
+        assert!(a["tasks"].is_object());
+    }
+    let own = &artefacts[0]["ppl"]["text.txt"];
+    assert_eq!((own["kl"].as_f64(), own["top1"].as_f64()), (Some(0.0), Some(1.0)), "a model beside itself");
+    let table = dir.run(line).ok();
+    assert!(kinds.iter().all(|k| table.contains(k)), "{table}");
+}
+
+#[test]
+fn eval_checks_a_limit() {
+    let dir = Dir::with_stages();
+    let ran = dir.run("eval folded --ppl text.txt --ctx 64 --max-ppl 1.5");
+    assert_eq!(ran.status, Some(3), "{}", ran.stderr);
+    assert!(ran.stdout.contains("folded"), "the report is printed all the same");
+    assert!(
+        ran.stderr.starts_with("eval: folded: perplexity ") && ran.stderr.contains("at most 1.5"),
+        "{}",
+        ran.stderr
+    );
+    dir.run("eval folded --ppl text.txt --ctx 64 --max-ppl 1e9").ok();
+}
+
+/// The reader of a pipe may leave early: no error, no message.
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let dir = Dir::with_stages();
+    let status = |line: &str| dir.shell(&format!("{{ {line}; echo $? >&2; }} | head -c 0"));
+    for line in [
+        "\"$EVAL\" folded --ppl text.txt --ctx 64",
+        "\"$PTQ_INIT\" model --scheme w4g8 -o scales",
+        "\"$QAT_STEP\" wrapped --plan",
+        "\"$FOLD\" --help",
+    ] {
+        assert_eq!(status(line).stderr, "0\n", "{line}");
+    }
+}
+
+#[test]
+fn a_plan_is_printed_and_nothing_is_written() {
+    let dir = Dir::with_stages();
+    let before = dir.listing();
+    let plan = dir.run("qat-step wrapped --plan --batch 8 --seq 128").ok();
+    for row in ["frozen weights", "A, B and s", "Adam", "activations", "workspace", "logits", "planned peak"] {
+        assert!(plan.contains(row), "{row}: {plan}");
+    }
+    assert_eq!(dir.listing(), before);
+    // Two moments of every trained number: rank·(N + K) and a scale for each group of 8, over all linears.
+    let shapes = [(32, 32), (16, 32), (16, 32), (32, 32), (64, 32), (64, 32), (32, 64)];
+    let trained: usize = shapes.iter().map(|(n, k)| 4 * (n + k) + n * k / 8).sum();
+    let adam = format!("{:.1} MiB", (2 * 2 * 4 * trained) as f64 / (1 << 20) as f64);
+    assert!(plan.lines().any(|l| l.starts_with("Adam") && l.contains(&adam)), "{adam}: {plan}");
+}
+
+#[test]
+fn quiet_says_nothing() {
+    let dir = Dir::with_stages();
+    for line in [
+        "ptq-init model --scheme w3pc -o q/scales -q",
+        "lr-wrap q/scales -o q/wrapped -q",
+        "shard text.txt --tokenizer model -o q/shards -q",
+        "qat-step q/wrapped --shards q/shards --steps 2 --seq 16 --stop-at 1 -o q/half -q",
+        "qat-step q/half -o q/checkpoint -q",
+        "fold q/checkpoint -o q/folded -q",
+        "eval q/folded --ppl text.txt --ctx 32 -q",
+    ] {
+        let ran = dir.run(line);
+        assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{line}");
+        assert!(!ran.stdout.is_empty());
+    }
+    assert_eq!(dir.run("lr-wrap nowhere -o w -q").fails(1).lines().count(), 1, "errors are told");
+}
+
+/// A run directory moves as a whole: stages remember each other by relative path.
+#[test]
+fn a_run_can_be_moved() {
+    let dir = Dir::new();
+    fs::create_dir_all(dir.join("old")).unwrap();
+    crate::tools::copy(crate::tools::stages(), &dir.join("old"));
+    let before = dir.run("eval old/scales old/checkpoint --ppl old/text.txt --ctx 64 --json").ok();
+    fs::rename(dir.join("old"), dir.join("new")).unwrap();
+    let after = dir.run("eval new/scales new/checkpoint --ppl new/text.txt --ctx 64 --json").ok();
+    assert_eq!(before.replace("old/", "new/"), after);
+    dir.run("fold new/checkpoint -o new/folded").ok();
+}
+
+/// Paths through a symbolic link lead to the same inputs as those without it.
+#[test]
+fn stages_behind_a_link_find_their_inputs() {
+    let dir = Dir::new();
+    fs::create_dir_all(dir.join("disk/deep/down")).unwrap();
+    std::os::unix::fs::symlink("disk/deep/down", dir.join("link")).unwrap();
+    tiny_llama::write(&dir.join("model"));
+    dir.run(&format!("ptq-init model --scheme w4pc -o {}", dir.join("link/run/scales").display())).ok();
+    dir.run("lr-wrap link/run/scales -o link/other/wrapped").ok();
+}
