@@ -6,6 +6,7 @@ mod random; // a random model, of any size and scheme
 mod grids; // scales, zero points and Φ0
 mod float_model; // logits and loss of the float model
 mod training; // logits, gradients and ten steps of every case
+mod inclusive; // the same as it is, against PyTorch with the contract's gradient at the ends of the grid
 mod differences; // gradients against central finite differences
 mod bits; // the same bits folded or not, and on any number of threads
 mod rounding; // the one rounding rule at every tie

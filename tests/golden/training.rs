@@ -4,7 +4,8 @@
 //! as the published code was run. The golden values are of a PyTorch whose clamp has no gradient at the ends themselves
 //! (pytorch/pytorch#191142). Here the product is brought to that point by its own rule: Φ0 of a weight at an end of the
 //! grid is pushed two steps outwards, so that it is clipped. No integer changes, so all but dA and dB must agree to the
-//! bit with the model as it is. (The rule of the contract is what differences.rs checks.)
+//! bit with the model as it is. (The rule of the contract is what inclusive.rs and
+//! differences.rs check.)
 
 use common::compute::cpu::Cpu;
 use common::error::Result;
@@ -70,7 +71,11 @@ fn check(case: usize) {
     let n = gradients.len();
     eprintln!("{}: logits {logits:.1e}, loss {loss:.1e}, {n} gradients {gradient:.1e} (worst: {name})", case.name);
 
-    let losses = train(&case, &mut runner, &batch);
+    let losses = train(&mut runner, &batch, |runner| {
+        // Other weights are at the ends now.
+        let ends = OpenEnds { case: &case, params: &runner.model.params };
+        runner.model = Model::load(&runner.cpu, &ends, runner.model.positions).unwrap();
+    });
     let later = largest_difference(&losses, &case.tensor("losses"));
     let (equal, scale) = compare_final(&case, &runner.model.params);
     eprintln!("{}: later losses {later:.1e}, integers equal {:.4} %, scales {scale:.1e}", case.name, equal * 100.0);
@@ -124,7 +129,7 @@ impl Source for OpenEnds<'_> {
     }
 }
 
-fn trained(params: &Params<Cpu>, name: &str) -> Vec<f32> {
+pub fn trained(params: &Params<Cpu>, name: &str) -> Vec<f32> {
     params.values[params.specs.iter().position(|s| s.name == name).unwrap()].clone()
 }
 
@@ -139,23 +144,21 @@ fn gradient_errors(case: &Case, runner: &Runner, grads: &[Vec<f32>]) -> Vec<(f64
     errors
 }
 
-/// The loss before each of ten steps and after the last.
-fn train(case: &Case, runner: &mut Runner, batch: &Batch) -> Vec<f64> {
+/// The loss before each of ten steps and after the last; `prepare` is called before each.
+pub fn train(runner: &mut Runner, batch: &Batch, prepare: impl Fn(&mut Runner)) -> Vec<f64> {
     let schedule = Schedule::Constant;
     let recipe = Recipe { steps: 10, lr_ab: 1e-3, lr_scale: 1e-5, warmup: 0.0, schedule, ..Recipe::default() };
     let mut moments = Moments::zeros(&runner.cpu, &runner.model.params).unwrap();
     let mut losses = Vec::new();
     for t in 0..recipe.steps {
-        // Other weights are at the ends now.
-        let ends = OpenEnds { case, params: &runner.model.params };
-        runner.model = Model::load(&runner.cpu, &ends, runner.model.positions).unwrap();
+        prepare(runner);
         let (loss, grads) = runner.gradients(batch);
         losses.push(loss);
         let norm = optimizer::gradient_norm(&runner.cpu, &runner.model.params, &grads).unwrap();
         optimizer::step(&runner.cpu, &recipe, t, norm, &mut runner.model.params, &grads, &mut moments);
     }
-    let last = Runner::new(&OpenEnds { case, params: &runner.model.params }, batch).loss(batch);
-    losses.push(last / batch.predictions() as f64);
+    prepare(runner);
+    losses.push(runner.loss(batch) / batch.predictions() as f64);
     losses
 }
 
@@ -176,7 +179,7 @@ fn compare_final(case: &Case, params: &Params<Cpu>) -> (f64, f64) {
     (equal as f64 / all as f64, scales)
 }
 
-fn unpack(codes: &Tensor, scheme: Scheme, k: usize) -> Vec<i32> {
+pub fn unpack(codes: &Tensor, scheme: Scheme, k: usize) -> Vec<i32> {
     let mut all = Vec::new();
     for row in codes.bytes().chunks_exact(4 * pack::words(k, scheme.bits)) {
         pack::unpack(row, scheme.bits, k, |_, code| all.push(i32::from(code) + scheme.qmin() as i32));
