@@ -1,5 +1,6 @@
 //! `shard`: tokenizes text into memory-mapped token shards.
 
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,6 +14,7 @@ use common::stage::open::Artefact;
 use common::stage::record::{self, Begin, Input, Kind, Record};
 use common::stage::shards::ShardWriter;
 use rayon::prelude::*;
+use tempfile::NamedTempFile;
 
 /// Tokenizes text (.txt, .jsonl, .jsonl.zst, .parquet, directories of them, - for standard input) into shards
 #[derive(Parser)]
@@ -42,11 +44,12 @@ fn run() -> Result<()> {
     let args: Args = cli::parse()?;
     args.common.start()?;
     let tokenizer = open_tokenizer(&args.tokenizer)?;
-    let mut record = wanted(&args, &tokenizer)?;
+    let texts = args.text.iter().map(|path| Text::open(path, &args.output)).collect::<Result<Vec<_>>>()?;
+    let mut record = wanted(&args, &texts, &tokenizer)?;
     match record::begin(&args.output, &record, args.common.force, false)? {
         Begin::Done => {}
         Begin::Write(part) => {
-            write(&args, &tokenizer, &part, &mut record)?;
+            write(&args, &texts, &tokenizer, &part, &mut record)?;
             record::commit(part, &record)?;
         }
     }
@@ -64,21 +67,52 @@ fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
     Tokenizer::from_files(path, &Artefact::open(path)?.support_files()?)
 }
 
-fn wanted(args: &Args, tokenizer: &Tokenizer) -> Result<Record> {
-    let mut inputs = Vec::new();
-    for path in &args.text {
-        // Standard input cannot be looked at twice: such shards are made anew each time, with --force.
-        let stdin = path == Path::new("-");
-        let digest = if stdin { "standard input".into() } else { text::digest(path)? };
-        let path = if stdin { path.clone() } else { record::relative_path(path, &args.output)? };
-        inputs.push(Input { role: "text".into(), path, digest });
+/// A text to tokenize.
+enum Text {
+    Path(PathBuf),
+    /// Standard input, kept in a file beside the output: its digest is needed before its tokens are.
+    Stdin(NamedTempFile),
+}
+
+impl Text {
+    fn open(path: &Path, output: &Path) -> Result<Text> {
+        if path != Path::new("-") {
+            return Ok(Text::Path(path.to_path_buf()));
+        }
+        let dir = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(dir).map_err(Error::io(dir, "create"))?;
+        let mut file = NamedTempFile::new_in(dir).map_err(Error::io(dir, "write"))?;
+        std::io::copy(&mut std::io::stdin().lock(), &mut file).map_err(Error::io(dir, "write"))?;
+        Ok(Text::Stdin(file))
     }
+
+    fn input(&self, output: &Path) -> Result<Input> {
+        let (path, digest) = match self {
+            Text::Path(path) => (record::relative_path(path, output)?, text::digest(path)?),
+            Text::Stdin(file) => (PathBuf::from("-"), text::digest(file.path())?),
+        };
+        Ok(Input { role: "text".into(), path, digest })
+    }
+
+    fn documents(&self) -> Result<text::Documents> {
+        match self {
+            Text::Path(path) => text::documents(path),
+            Text::Stdin(file) => {
+                let reader = file.reopen().map_err(Error::io(file.path(), "read"))?;
+                text::documents_of(Path::new("-"), BufReader::new(reader))
+            }
+        }
+    }
+}
+
+fn wanted(args: &Args, texts: &[Text], tokenizer: &Tokenizer) -> Result<Record> {
+    let inputs = texts.iter().map(|text| text.input(&args.output)).collect::<Result<Vec<_>>>()?;
     let arguments = serde_json::json!({"tokenizer": tokenizer.digest()});
     Ok(Record::new(Kind::Shards, None, arguments, inputs))
 }
 
 /// Documents are tokenized in parallel, batch by batch; their order is that of the text.
-fn write(args: &Args, tokenizer: &Tokenizer, part: &PartDir, record: &mut Record) -> Result<()> {
+fn write(args: &Args, texts: &[Text], tokenizer: &Tokenizer, part: &PartDir, record: &mut Record) -> Result<()> {
     let eos = tokenizer.eos().ok_or_else(|| {
         Error::input(
             &args.tokenizer,
@@ -90,10 +124,10 @@ fn write(args: &Args, tokenizer: &Tokenizer, part: &PartDir, record: &mut Record
     let mut writer = ShardWriter::new(part, tokenizer.digest());
     let bar = progress::count(&args.common, "shard", 0);
     let mut documents = 0u64;
-    for path in &args.text {
+    for text in texts {
         let mut pending = Vec::new();
         let mut bytes = 0;
-        for document in text::documents(path)? {
+        for document in text.documents()? {
             let document = document?;
             bytes += document.len();
             pending.push(document);

@@ -193,3 +193,20 @@ fn stages_behind_a_link_find_their_inputs() {
     dir.run(&format!("ptq-init model --scheme w4pc -o {}", dir.join("link/run/scales").display())).ok();
     dir.run("lr-wrap link/run/scales -o link/other/wrapped").ok();
 }
+
+/// Text on standard input is told apart by its bytes, though its name is always `-`.
+#[test]
+fn standard_input_is_told_apart() {
+    let dir = Dir::with_stages();
+    let line = "shard - --tokenizer model -o piped";
+    for _ in 0..2 {
+        assert_eq!(dir.run_with(line, "once upon a time").ok(), "piped\n");
+    }
+    let said = dir.run_with(line, "another text").fails(2);
+    assert!(said.contains("made from another text") && said.contains("--force"), "{said}");
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().filter(|e| e.as_ref().unwrap().path().is_file()).count(),
+        fs::read_dir(Dir::with_stages().path()).unwrap().filter(|e| e.as_ref().unwrap().path().is_file()).count(),
+        "the kept standard input is gone"
+    );
+}

@@ -46,7 +46,16 @@ impl Kind {
 /// The documents that are not empty, of a file, a directory or standard input (`-`). A file without any text is an
 /// error, since a corpus that is silently smaller than it looks is worse than a stop.
 pub fn documents(path: &Path) -> Result<Documents> {
-    Ok(Box::new(rows(path)?.filter(|row| !matches!(row, Ok(text) if text.is_empty()))))
+    Ok(not_empty(rows(path)?))
+}
+
+/// The same of what a reader gives: JSON lines or plain text. `name` is for messages.
+pub fn documents_of(name: &Path, reader: impl BufRead + Send + 'static) -> Result<Documents> {
+    Ok(not_empty(of_stream(name, reader)?))
+}
+
+fn not_empty(rows: Documents) -> Documents {
+    Box::new(rows.filter(|row| !matches!(row, Ok(text) if text.is_empty())))
 }
 
 /// The text whose perplexity is measured: a `.txt` as it is, the documents of other files joined by a blank line,
