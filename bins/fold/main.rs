@@ -61,6 +61,11 @@ fn run() -> Result<()> {
     let (stage, wrapped, _) = trained.parts();
     cli::verify(&args.common, stage)?;
     let inputs = vec![stage.as_input("checkpoint", &args.output)?];
+    if wrapped.scheme.asymmetric {
+        // Read in the engines' packages: they make the zero points' placeholder unpacked, and then refuse the packed.
+        let told = "with a zero point: loads with compressed-tensors 0.17; 0.18 to 0.20 refuse packed zero points";
+        cli::say(&args.common, "fold", format!("{}: {told}", wrapped.scheme));
+    }
     let arguments = serde_json::json!({"format": args.format.to_string()});
     let mut record = Record::new(Kind::Folded, Some(wrapped.scheme.to_string()), arguments, inputs);
     match record::begin(&args.output, &record, args.common.force, false)? {
