@@ -1,5 +1,7 @@
 //! Tests of the six tools as they are typed, of their numbers, and of the layers of the library.
 
+/// Data beside the checkout, where there is some.
+mod beside;
 /// Runs tools in temporary directories.
 mod tools;
 /// A tiny random LLaMA and a text, made the same way each time.

@@ -15,3 +15,7 @@ pub mod score;
 pub mod cli;
 
 pub use error::{Error, Result};
+
+#[cfg(test)]
+#[path = "../../tests/beside.rs"]
+mod beside;

@@ -126,7 +126,7 @@ impl Mount {
         if done.is_ok_and(|o| o.status.success()) {
             return Some(Mount(at));
         }
-        eprintln!("SKIPPED {test}: mounting a tmpfs needs root");
+        crate::beside::skipped(test, "mounting a tmpfs needs root");
         None
     }
 }

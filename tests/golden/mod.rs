@@ -13,24 +13,12 @@ mod rounding; // the one rounding rule at every tie
 mod tiny_models; // sliding window, rotary scalings, head_dim, stored types, shards
 mod zero_shot; // SmolLM2 against lm-evaluation-harness
 
-use std::path::PathBuf;
-
+use crate::beside::shared;
 use common::compute::backend::{Head, Weight};
 use common::compute::cpu::Cpu;
 use common::model::forward::Batch;
 use common::model::ledger::Activations;
 use common::model::weights::{HostLowRank, Model, Source};
-
-/// What lies beside the checkout; where it is absent, says so and gives nothing.
-fn shared(test: &str) -> Option<PathBuf> {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared");
-    let path = std::env::var_os("LRQAT_SHARED").map_or(PathBuf::from(beside), PathBuf::from);
-    if path.is_dir() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED {test}: no shared/ data");
-    None
-}
 
 /// A model on the CPU with the buffers of its passes.
 struct Runner {

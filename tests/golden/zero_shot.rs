@@ -36,7 +36,7 @@ fn three_tasks_of_the_harness() {
 fn smollm2(test: &str) -> Option<PathBuf> {
     let path = std::env::var_os("LRQAT_SMOLLM2").map(PathBuf::from);
     if path.is_none() {
-        eprintln!("SKIPPED {test}: LRQAT_SMOLLM2 is not set to SmolLM2-135M-Instruct.Q4_1.gguf");
+        crate::beside::skipped(test, "LRQAT_SMOLLM2 is not set to SmolLM2-135M-Instruct.Q4_1.gguf");
     }
     path
 }

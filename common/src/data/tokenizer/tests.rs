@@ -3,15 +3,9 @@
 use super::*;
 use crate::format::gguf::Gguf;
 
+/// The folder data/ of shared/.
 fn shared(test: &str) -> Option<PathBuf> {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared");
-    let root = std::env::var_os("LRQAT_SHARED").map_or(PathBuf::from(beside), PathBuf::from);
-    let data = root.join("data");
-    if !data.is_dir() {
-        eprintln!("SKIPPED {test}: no shared/ data");
-        return None;
-    }
-    Some(data)
+    crate::beside::shared(test).map(|shared| shared.join("data"))
 }
 
 fn from_gguf(path: &Path) -> Tokenizer {

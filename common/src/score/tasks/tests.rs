@@ -81,25 +81,15 @@ fn compare_results(golden: &Value, directory: &Path) {
 #[test]
 fn accuracies_of_a_real_model_are_those_of_lm_eval() {
     compare_results(&golden("lm_eval_three_tasks.json"), &Path::new(DATA).join("tasks"));
-    let Some(shared) = shared("accuracies_of_a_real_model_are_those_of_lm_eval") else { return };
+    let Some(shared) = crate::beside::shared("accuracies_of_a_real_model_are_those_of_lm_eval") else { return };
     let bytes = fs::read(shared.join("golden/lm_eval_smollm2.json")).unwrap();
     compare_results(&serde_json::from_slice(&bytes).unwrap(), &shared.join("data/tasks"));
-}
-
-fn shared(test: &str) -> Option<PathBuf> {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared");
-    let shared = std::env::var_os("LRQAT_SHARED").map_or(PathBuf::from(beside), PathBuf::from);
-    if !shared.exists() {
-        eprintln!("SKIPPED {test}: no shared/ data");
-        return None;
-    }
-    Some(shared)
 }
 
 /// Every text that lm_eval makes of the public task files, by its digest: `lm_eval_tasks.py digests`.
 #[test]
 fn texts_of_the_public_tasks_are_those_of_lm_eval() {
-    let Some(shared) = shared("texts_of_the_public_tasks_are_those_of_lm_eval") else { return };
+    let Some(shared) = crate::beside::shared("texts_of_the_public_tasks_are_those_of_lm_eval") else { return };
     let expected = [
         ("arc_easy", 4, "715f6ef3b68bf3e194495ce2abcb040e005319076b15fc6cd245ce63afd32a53"),
         ("boolq", 2, "6d57ad6e9248c64256fb5c110a0d266efd57e66982a0f7848b3d0ab1cbf62fc2"),
