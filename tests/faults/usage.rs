@@ -90,6 +90,7 @@ fn values_that_cannot_be() {
             "eval model --tasks x.jsonl --reference model",
             &["--reference", "; give --ppl"],
         ),
+        usage("a bound for nothing", "eval model --tasks x.jsonl --max-ppl 9", &["--max-ppl", "; give --ppl"]),
         usage(
             "a CUDA device",
             "qat-step wrapped --shards shards --device cuda -o out",
