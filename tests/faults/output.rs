@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -44,6 +45,13 @@ fn outputs_that_are_there() {
             line: "qat-step wrapped --shards shards -o scales/../shards --force",
             status: 2,
             says: &["shards: ", "the shards that is read", "expected another", "; choose another -o"],
+        },
+        Fault {
+            name: "something where the replaced one would stand",
+            spoil: |d| fs::create_dir_all(d.join("scales.replaced/letters")).unwrap(),
+            line: "ptq-init model --scheme w3pc -o scales --force",
+            status: 1,
+            says: &["scales.replaced: it is in the way", "expected nothing of that name", "; move or remove it"],
         },
         Fault {
             name: "a name that is none",
@@ -126,7 +134,8 @@ impl Mount {
         if done.is_ok_and(|o| o.status.success()) {
             return Some(Mount(at));
         }
-        eprintln!("SKIPPED {test}: mounting a tmpfs needs root");
+        // Not eprintln!, which the harness shows of failed tests only.
+        let _ = writeln!(std::io::stderr(), "SKIPPED {test}: mounting a tmpfs needs root");
         None
     }
 }
