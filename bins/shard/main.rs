@@ -87,9 +87,9 @@ impl Text {
     }
 
     fn input(&self, output: &Path) -> Result<Input> {
-        let (path, digest) = match self {
-            Text::Path(path) => (record::relative_path(path, output)?, text::digest(path)?),
-            Text::Stdin(file) => (PathBuf::from("-"), text::digest(file.path())?),
+        let (digest, path) = match self {
+            Text::Path(path) => (text::digest(path)?, record::relative_path(path, output)?),
+            Text::Stdin(file) => (text::digest(file.path())?, PathBuf::from("-")),
         };
         Ok(Input { role: "text".into(), path, digest })
     }
