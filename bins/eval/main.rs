@@ -105,6 +105,9 @@ fn check(args: &Args) -> Result<()> {
     if args.reference.is_some() && args.ppl.is_empty() {
         return Err(Error::usage("--reference compares on the --ppl texts", "give --ppl TEXT too"));
     }
+    if args.max_ppl.is_some_and(|max| max.is_nan()) {
+        return Err(Error::usage("--max-ppl NaN", "give a number such as 12.5"));
+    }
     if args.max_ppl.is_some() && args.ppl.is_empty() {
         return Err(Error::usage("--max-ppl checks the --ppl texts", "give --ppl TEXT too"));
     }

@@ -152,7 +152,7 @@ fn a_plan_is_printed_and_nothing_is_written() {
     let json: Value =
         serde_json::from_str(&dir.run("qat-step wrapped --plan --batch 8 --seq 128 --json").ok()).unwrap();
     let rows = json["plan"].as_array().unwrap();
-    assert!(rows.iter().any(|r| r["what"] == "Adam" && r["bytes"] == 2 * 4 * trained), "{json}");
+    assert!(rows.iter().any(|r| r["what"] == "Adam" && r["bytes"] == 2 * 2 * 4 * trained), "{json}");
     assert_eq!(rows.iter().map(|r| r["bytes"].as_u64().unwrap()).sum::<u64>(), json["total"]);
 }
 
