@@ -80,11 +80,16 @@ fn run() -> Result<()> {
         paths.push(cli::input_path(path)?);
     }
     let artefacts = paths.iter().map(|p| Artefact::open(p)).collect::<Result<Vec<_>>>()?;
+    if args.common.verify {
+        artefacts.iter().chain(&reference).try_for_each(Artefact::verify)?;
+    }
     let task_files = args.tasks.iter().map(|p| tasks::files(p)).collect::<Result<Vec<_>>>()?.concat();
     let tasks = task_files.iter().map(|p| Task::open(p, args.limit)).collect::<Result<Vec<_>>>()?;
+    // Once for all artefacts: standard input can be read only once.
+    let texts = args.ppl.iter().map(|path| text::joined(path)).collect::<Result<Vec<_>>>()?;
     let mut report = Report { artefacts: Vec::new() };
     for (path, artefact) in paths.iter().zip(&artefacts) {
-        report.artefacts.push(evaluate(&args, &backend, path, artefact, reference.as_ref(), &tasks)?);
+        report.artefacts.push(evaluate(&args, &backend, path, artefact, reference.as_ref(), &texts, &tasks)?);
     }
     cli::print(&if args.common.json { report.json() } else { report.table() })?;
     check_max_ppl(&args, &report)
@@ -100,6 +105,12 @@ fn check(args: &Args) -> Result<()> {
     if args.reference.is_some() && args.ppl.is_empty() {
         return Err(Error::usage("--reference compares on the --ppl texts", "give --ppl TEXT too"));
     }
+    if args.max_ppl.is_some_and(|max| max.is_nan()) {
+        return Err(Error::usage("--max-ppl NaN", "give a number such as 12.5"));
+    }
+    if args.max_ppl.is_some() && args.ppl.is_empty() {
+        return Err(Error::usage("--max-ppl checks the --ppl texts", "give --ppl TEXT too"));
+    }
     if args.max_blocks == Some(0) || args.limit == Some(0) {
         return Err(Error::usage("--max-blocks 0 or --limit 0", "give at least 1, or leave it out"));
     }
@@ -112,13 +123,16 @@ fn evaluate(
     path: &Path,
     artefact: &Artefact,
     reference: Option<&Artefact>,
+    texts: &[String],
     tasks: &[Task],
 ) -> Result<ArtefactReport> {
     let tokenizer = Tokenizer::from_files(path, &artefact.support_files()?)?;
     let name = |text: &Path| text.display().to_string();
     let bos = uses_bos(args, path, &tokenizer)?;
     let vocab = artefact.config().vocab;
-    let texts = args.ppl.iter().map(|t| encode_text(t, &tokenizer, bos, vocab)).collect::<Result<Vec<_>>>()?;
+    let texts = args.ppl.iter().zip(texts);
+    let texts =
+        texts.map(|(path, text)| encode_text(path, text, &tokenizer, bos, vocab)).collect::<Result<Vec<_>>>()?;
     let protocol = Protocol { ctx: args.ctx, max_blocks: args.max_blocks, bos };
     for (text, ids) in args.ppl.iter().zip(&texts) {
         protocol.blocks(&name(text), ids.len())?;
@@ -195,8 +209,8 @@ fn uses_bos(args: &Args, path: &Path, tokenizer: &Tokenizer) -> Result<bool> {
 }
 
 /// One tokenization of the whole text.
-fn encode_text(path: &Path, tokenizer: &Tokenizer, bos: bool, vocab: usize) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode(&text::joined(path)?, false)?;
+fn encode_text(path: &Path, text: &str, tokenizer: &Tokenizer, bos: bool, vocab: usize) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.encode(text, false)?;
     if bos {
         ids.insert(0, tokenizer.bos().expect("checked by uses_bos"));
     }

@@ -47,6 +47,13 @@ impl Trained {
             Trained::Wrapped(w) => (&w.stage, w, w.as_ref()),
         }
     }
+
+    fn verify(&self) -> Result<()> {
+        match self {
+            Trained::Checkpoint(c) => c.verify(),
+            Trained::Wrapped(w) => w.stage.verify(),
+        }
+    }
 }
 
 fn run() -> Result<()> {
@@ -59,7 +66,9 @@ fn run() -> Result<()> {
         _ => Trained::Wrapped(Box::new(Wrapped::open(&path)?)),
     };
     let (stage, wrapped, _) = trained.parts();
-    cli::verify(&args.common, stage)?;
+    if args.common.verify {
+        trained.verify()?;
+    }
     let inputs = vec![stage.as_input("checkpoint", &args.output)?];
     if wrapped.scheme.asymmetric {
         // Read in the engines' packages: they make the zero points' placeholder unpacked, and then refuse the packed.

@@ -51,7 +51,9 @@ fn run() -> Result<()> {
         return Err(Error::usage(what, "give --rank 32 --alpha 1"));
     }
     let scales = Scales::open(&cli::input_path(&args.scales)?)?;
-    cli::verify(&args.common, &scales.stage)?;
+    if args.common.verify {
+        scales.stage.verify()?;
+    }
     let wrapping = Wrapping { phi: args.phi, rank: args.rank, alpha: args.alpha, seed: args.seed };
     let inputs = vec![scales.stage.as_input("scales", &args.output)?];
     let mut record = Record::new(Kind::Wrapped, Some(scales.scheme.to_string()), wrapping.arguments(), inputs);

@@ -60,9 +60,9 @@ pub struct Args {
     /// Seed of the order of the data [default: 0]
     #[arg(long)]
     seed: Option<u64>,
-    /// Save every N steps, so that a killed run goes on from there [default: 100]
-    #[arg(long, value_name = "N", default_value = "100")]
-    pub save_every: Option<u64>,
+    /// Save every N steps, so that a killed run goes on from there; 0 saves only when stopped
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub save_every: u64,
     /// End this job at a step of the schedule; the checkpoint can be gone on from
     #[arg(long, value_name = "STEP")]
     stop_at: Option<u64>,
@@ -135,7 +135,6 @@ impl Resolved {
     pub fn new(args: &Args) -> Result<Resolved> {
         let input = cli::input_path(&args.input)?;
         let stage = Stage::open(&input, &[Kind::Wrapped, Kind::Checkpoint])?;
-        cli::verify(&args.common, &stage)?;
         let checkpoint = match stage.record.kind {
             Kind::Checkpoint => Some(Checkpoint::open(&input)?),
             _ => None,
@@ -147,6 +146,11 @@ impl Resolved {
         let recipe = resolve_recipe(args, checkpoint.as_ref())?;
         recipe.check()?;
         let shards = open_shards(args, checkpoint.as_ref())?;
+        if args.common.verify {
+            let stages =
+                [checkpoint.as_ref().map(|c| &c.stage), Some(&wrapped.stage), shards.as_ref().map(|s| &s.stage)];
+            stages.into_iter().flatten().try_for_each(Stage::verify)?;
+        }
         let from = checkpoint.as_ref().filter(|c| !c.finished()).map_or(0, |c| c.step);
         let until = args.stop_at.unwrap_or(recipe.steps);
         if until <= from || until > recipe.steps {

@@ -34,7 +34,7 @@ fn run() -> Result<()> {
     let job = Resolved::new(&args)?;
     let planned = plan::plan(&backend, &job.holding()?);
     if args.plan {
-        return cli::print(&plan::table(&planned));
+        return cli::print(&if args.common.json { plan::json(&planned) } else { plan::table(&planned) });
     }
     let tokenizer = Tokenizer::from_files(job.wrapped.dir(), &job.wrapped.support_files()?)?;
     job.shards()?.check_tokenizer(job.wrapped.dir(), tokenizer.digest())?;
@@ -110,7 +110,7 @@ fn train(
         }
         None => job.start(backend, &model)?,
     };
-    let (mut log, _) = MetricsFile::resume(&part.join(METRICS), from)?;
+    let mut log = MetricsFile::resume(&part.join(METRICS), from)?;
     cli::say(&args.common, "qat-step", format!("planned peak {}", plan::mib(planned)));
     let signals = Signals::listen()?;
     let stop = || args.stop_reason(begun, &signals);
@@ -128,7 +128,7 @@ fn train(
         shards: job.shards()?,
         part,
         saves: &saves,
-        save_every: args.save_every.unwrap_or(0),
+        save_every: args.save_every,
         until: job.until,
         stop: &stop,
         each: &mut each,

@@ -1,4 +1,5 @@
 use std::fs;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -202,12 +203,7 @@ fn stages_that_changed() {
         },
         Fault {
             name: "a changed byte, asked to verify",
-            spoil: |d| {
-                let path = d.join("wrapped/wrapped.safetensors");
-                let mut bytes = fs::read(&path).unwrap();
-                *bytes.last_mut().unwrap() ^= 1;
-                fs::write(path, bytes).unwrap();
-            },
+            spoil: |d| change_last_byte(&d.join("wrapped/wrapped.safetensors")),
             line: "fold wrapped -o out --verify",
             status: 1,
             says: &[
@@ -215,6 +211,27 @@ fn stages_that_changed() {
                 "expected blake3",
                 "; run lr-wrap again with --force",
             ],
+        },
+        Fault {
+            name: "a changed byte behind the input, asked to verify",
+            spoil: |d| change_last_byte(&d.join("wrapped/wrapped.safetensors")),
+            line: "fold checkpoint -o out --verify",
+            status: 1,
+            says: &["wrapped/wrapped.safetensors: its bytes changed", "; run lr-wrap again with --force"],
+        },
+        Fault {
+            name: "a changed byte of shards, asked to verify",
+            spoil: |d| change_last_byte(&d.join("shards/tokens-00000.safetensors")),
+            line: "qat-step wrapped --shards shards --verify -o out",
+            status: 1,
+            says: &["shards/tokens-00000.safetensors: its bytes changed", "; run shard again with --force"],
+        },
+        Fault {
+            name: "a changed byte, asked to verify, evaluated",
+            spoil: |d| change_last_byte(&d.join("folded/model.safetensors")),
+            line: "eval model folded --ppl text.txt --ctx 64 --verify",
+            status: 1,
+            says: &["folded/model.safetensors: its bytes changed", "; run fold again with --force"],
         },
         Fault {
             name: "a tensor that is not finite, trained",
@@ -230,4 +247,10 @@ fn stages_that_changed() {
             says: &["checkpoint/trained.safetensors: ", "not finite", "expected finite", "; "],
         },
     ]);
+}
+
+fn change_last_byte(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(path, bytes).unwrap();
 }

@@ -90,6 +90,8 @@ fn values_that_cannot_be() {
             "eval model --tasks x.jsonl --reference model",
             &["--reference", "; give --ppl"],
         ),
+        usage("a bound that is no number", "eval model --ppl text.txt --max-ppl nan", &["--max-ppl NaN", "; give"]),
+        usage("a bound for nothing", "eval model --tasks x.jsonl --max-ppl 9", &["--max-ppl", "; give --ppl"]),
         usage(
             "a CUDA device",
             "qat-step wrapped --shards shards --device cuda -o out",

@@ -149,6 +149,22 @@ fn a_plan_is_printed_and_nothing_is_written() {
     let trained: usize = shapes.iter().map(|(n, k)| 4 * (n + k) + n * k / 8).sum();
     let adam = format!("{:.1} MiB", (2 * 2 * 4 * trained) as f64 / (1 << 20) as f64);
     assert!(plan.lines().any(|l| l.starts_with("Adam") && l.contains(&adam)), "{adam}: {plan}");
+    let json: Value =
+        serde_json::from_str(&dir.run("qat-step wrapped --plan --batch 8 --seq 128 --json").ok()).unwrap();
+    let rows = json["plan"].as_array().unwrap();
+    assert!(rows.iter().any(|r| r["what"] == "Adam" && r["bytes"] == 2 * 2 * 4 * trained), "{json}");
+    assert_eq!(rows.iter().map(|r| r["bytes"].as_u64().unwrap()).sum::<u64>(), json["total"]);
+}
+
+/// Names that a format string would trip over, and standard input, read once for all artefacts.
+#[test]
+fn texts_of_any_name() {
+    let dir = Dir::with_stages();
+    fs::rename(dir.join("text.txt"), dir.join("a}{b:}.txt")).unwrap();
+    let figures = |text: &str| text.lines().last().unwrap().split_whitespace().rev().take(2).collect::<String>();
+    let named = dir.run("eval checkpoint folded --ppl a}{b:}.txt --ctx 64").ok();
+    let piped = dir.shell("\"$EVAL\" checkpoint folded --ppl - --ctx 64 < 'a}{b:}.txt'").ok();
+    assert_eq!(figures(&named), figures(&piped));
 }
 
 #[test]

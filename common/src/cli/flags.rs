@@ -18,7 +18,7 @@ pub struct Common {
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Hash the input stage's files again and compare
+    /// Hash the files of the input stages again and compare
     #[arg(long)]
     pub verify: bool,
 }

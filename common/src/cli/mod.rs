@@ -14,7 +14,6 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::error::{Error, Result};
-use crate::stage::record::Stage;
 use flags::Common;
 
 /// Runs a tool: an error becomes one line on stderr and its exit status.
@@ -87,9 +86,4 @@ pub fn say(common: &Common, tool: &str, message: impl std::fmt::Display) {
     if !common.quiet {
         complain(tool, &message.to_string());
     }
-}
-
-/// Hashes a stage's files again if asked to.
-pub fn verify(common: &Common, stage: &Stage) -> Result<()> {
-    if common.verify { stage.verify() } else { Ok(()) }
 }

@@ -6,9 +6,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::flags::Common;
 
-fn bar(common: &Common, len: u64, template: &str) -> ProgressBar {
+/// `what` may hold a path as typed, so it is no part of the template, where braces mean something.
+fn bar(common: &Common, what: &str, len: u64, template: &str) -> ProgressBar {
     let target = if common.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(Some(len), target);
+    let bar = ProgressBar::with_draw_target(Some(len), target).with_prefix(what.to_string());
     bar.set_style(ProgressStyle::with_template(template).expect("the template is well formed").progress_chars("━╸ "));
     bar.enable_steady_tick(Duration::from_millis(250));
     bar
@@ -16,11 +17,10 @@ fn bar(common: &Common, len: u64, template: &str) -> ProgressBar {
 
 /// Bytes written, with their rate.
 pub fn bytes(common: &Common, what: &str, len: u64) -> ProgressBar {
-    let template = format!("{what} {{bar:30}} {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{eta}} left");
-    bar(common, len, &template)
+    bar(common, what, len, "{prefix} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left")
 }
 
 /// Counted things, with a message.
 pub fn count(common: &Common, what: &str, len: u64) -> ProgressBar {
-    bar(common, len, &format!("{what} {{bar:30}} {{pos}}/{{len}} {{eta}} left {{msg}}"))
+    bar(common, what, len, "{prefix} {bar:30} {pos}/{len} {eta} left {msg}")
 }

@@ -72,14 +72,19 @@ pub fn joined(path: &Path) -> Result<String> {
 
 /// blake3 of the bytes of a file, or of all text files of a directory.
 pub fn digest(path: &Path) -> Result<String> {
-    let mut files = vec![path.to_path_buf()];
-    if fs::metadata(path).map_err(Error::io(path, "open"))?.is_dir() {
-        files.clear();
-        walk(path, &mut files)?;
+    let of_file = |file: &Path| -> Result<blake3::Hash> {
+        let mut hash = blake3::Hasher::new();
+        Ok(hash.update_mmap_rayon(file).map_err(Error::io(file, "read"))?.finalize())
+    };
+    if !fs::metadata(path).map_err(Error::io(path, "open"))?.is_dir() {
+        return Ok(of_file(path)?.to_hex().to_string());
     }
+    let mut files = Vec::new();
+    walk(path, &mut files)?;
+    // Of digests, not of the bytes one after another: which file a text is in decides where its documents end.
     let mut hash = blake3::Hasher::new();
     for file in files {
-        hash.update_mmap_rayon(&file).map_err(Error::io(&file, "read"))?;
+        hash.update(of_file(&file)?.as_bytes());
     }
     Ok(hash.finalize().to_hex().to_string())
 }

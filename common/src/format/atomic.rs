@@ -68,12 +68,20 @@ pub struct PartDir {
 }
 
 const LOCK: &str = ".lock";
+/// Where `X` stands while the new one takes its place.
+const REPLACED: &str = ".replaced";
 
 impl PartDir {
     /// Opens or makes `target.part/`. With `resumable` its contents are left as they are, for a tool that goes on
     /// from them; without it they are removed. On drop the directory goes, unless [`PartDir::keep`] was called.
     pub fn open(target: &Path, resumable: bool) -> Result<PartDir> {
         let part = part_path(target)?;
+        let old = with_suffix(target, REPLACED);
+        if target.exists() && old.symlink_metadata().is_ok() {
+            // Somebody else's, or left by a process that was killed between two renames: not ours to remove.
+            let cure = "move or remove it, or choose another -o";
+            return Err(Error::input(old, "it is in the way", "nothing of that name while --force replaces", cure));
+        }
         let made = !part.exists();
         fs::create_dir_all(&part).map_err(Error::io(&part, "create"))?;
         let lock = match lock(&part) {
@@ -142,12 +150,9 @@ impl PartDir {
     /// goes last: whoever waits for this directory must not take it for an abandoned one.
     pub fn commit(self) -> Result<()> {
         sync_dir(&self.part)?;
-        let old = with_suffix(&self.target, ".replaced");
+        let old = with_suffix(&self.target, REPLACED);
         let replaced = self.target.exists();
         if replaced {
-            if old.exists() {
-                fs::remove_dir_all(&old).map_err(Error::io(&old, "remove"))?;
-            }
             fs::rename(&self.target, &old).map_err(Error::io(&self.target, "move"))?;
         }
         fs::rename(&self.part, &self.target).map_err(Error::io(&self.target, "create"))?;

@@ -82,12 +82,12 @@ impl Gguf {
         self.map.path()
     }
 
-    /// In the order of the file.
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         &self.map
     }
 
+    /// In the order of the file.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::lanes::{self, LANES};
 use super::{Scheme, grid};
 use crate::error::{Error, Result};
 
@@ -82,7 +83,7 @@ fn best(w: &[f32], p: f32, scheme: Scheme, grids: impl Iterator<Item = Grid>) ->
     chosen.expect("there is at least one threshold")
 }
 
-/// Σ|w − Q(w)|^p in a fixed order of sixteen running sums.
+/// Σ|w − Q(w)|^p.
 #[inline(always)]
 fn error(w: &[f32], g: Grid, p: f32, scheme: Scheme) -> f32 {
     if p == 3.0 {
@@ -98,7 +99,6 @@ fn error(w: &[f32], g: Grid, p: f32, scheme: Scheme) -> f32 {
 
 #[inline(always)]
 fn error_by(w: &[f32], g: Grid, scheme: Scheme, power: impl Fn(f32) -> f32) -> f32 {
-    const LANES: usize = 16;
     let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
     let one = |w: f32| {
         power((w - grid::dequantize(grid::code(w / g.scale + g.zero_point, qmin, qmax), g.zero_point, g.scale)).abs())
@@ -114,14 +114,7 @@ fn error_by(w: &[f32], g: Grid, scheme: Scheme, power: impl Fn(f32) -> f32) -> f
     for (sum, w) in sums.iter_mut().zip(rest) {
         *sum += one(*w);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-        width /= 2;
-    }
-    sums[0]
+    lanes::join(sums)
 }
 
 impl fmt::Display for Fit {

@@ -5,6 +5,8 @@
 
 use half::bf16;
 
+use super::lanes::{self, LANES};
+
 /// The smallest scale: exact in f16 (subnormal with 8 significant bits) and in bf16.
 pub const MIN_SCALE: f32 = 1.0 / 131072.0; // 2^-17
 
@@ -84,11 +86,9 @@ pub fn add_lowrank(z: &mut [f32], a: &[f32], b: &[f32], rank: usize, factor: f32
 /// ds = Σ G·(W_Z − z); dZ = G·s·1[qmin ≤ round(Z) ≤ qmax]. No LSQ term, since Φ0 uses the frozen s0.
 #[inline(always)]
 pub fn row_backward(dw: &mut [f32], z: &[f32], scale: &[f32], zero: &[f32], qmin: f32, qmax: f32, ds: &mut [f32]) {
-    const LANES: usize = 16;
     let group = dw.len() / scale.len();
     for (g, (dw, z)) in dw.chunks_exact_mut(group).zip(z.chunks_exact(group)).enumerate() {
         let (s, zp) = (scale[g], zero.get(g).copied().unwrap_or(0.0));
-        // Sixteen running sums in a fixed order: vectorizable, and the same bits on every instruction set.
         let mut sums = [0f32; LANES];
         let mut step = |lane: usize, dw: &mut f32, z: f32| {
             let rounded = round(z);
@@ -105,14 +105,7 @@ pub fn row_backward(dw: &mut [f32], z: &[f32], scale: &[f32], zero: &[f32], qmin
         for (lane, (dw, z)) in dw[whole..].iter_mut().zip(&z[whole..]).enumerate() {
             step(lane, dw, *z);
         }
-        let mut width = LANES / 2;
-        while width > 0 {
-            for lane in 0..width {
-                sums[lane] += sums[lane + width];
-            }
-            width /= 2;
-        }
-        ds[g] += sums[0];
+        ds[g] += lanes::join(sums);
     }
 }
 

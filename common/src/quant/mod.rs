@@ -2,6 +2,7 @@
 
 pub mod fit;
 pub mod grid;
+mod lanes;
 pub mod lowrank;
 pub mod pack;
 pub mod phi;

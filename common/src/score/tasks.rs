@@ -152,6 +152,10 @@ impl Task {
             let found = format!("line {line}: a continuation without a token of its own");
             return Err(Error::input(&self.path, found, "at least one", "drop the record"));
         }
+        if request.context.is_empty() {
+            let found = format!("line {line}: a context that the tokenizer makes no token of");
+            return Err(Error::input(&self.path, found, "at least one", "drop the record"));
+        }
         if length > max_length {
             let found = format!("line {line}: a continuation of {length} tokens");
             return Err(Error::input(

@@ -50,6 +50,12 @@ impl Checkpoint {
         Ok(Checkpoint { wrapped, trained, step, steps, stage })
     }
 
+    /// Hashes its files again, and those of the wrapped model that it trains.
+    pub fn verify(&self) -> Result<()> {
+        self.stage.verify()?;
+        self.wrapped.stage.verify()
+    }
+
     pub fn finished(&self) -> bool {
         self.step >= self.steps
     }

@@ -80,6 +80,18 @@ impl Artefact {
         }
     }
 
+    /// Hashes the files of its stages again. A float model, or a folded one without its `stage.json`, has no digests.
+    pub fn verify(&self) -> Result<()> {
+        match self {
+            Artefact::Model(_) => Ok(()),
+            Artefact::Scales(a) => a.stage.verify(),
+            Artefact::Wrapped(a) => a.stage.verify(),
+            Artefact::Checkpoint(a) => a.verify(),
+            Artefact::Folded(a) if a.dir.join(record::FILE).is_file() => Stage::read(&a.dir)?.verify(),
+            Artefact::Folded(_) => Ok(()),
+        }
+    }
+
     fn inner(&self) -> &dyn Source {
         match self {
             Artefact::Model(a) => a.as_ref(),

@@ -30,15 +30,14 @@ pub struct MetricsFile {
 
 impl MetricsFile {
     /// Opens the log with the lines up to `step`; what a killed run wrote after its last save is dropped.
-    pub fn resume(path: &Path, step: u64) -> Result<(MetricsFile, Vec<StepMetrics>)> {
-        let kept: Vec<StepMetrics> = read(path)?.into_iter().filter(|m| m.step <= step).collect();
-        let text: String = kept.iter().map(line).collect();
+    pub fn resume(path: &Path, step: u64) -> Result<MetricsFile> {
+        let text: String = read(path)?.iter().filter(|m| m.step <= step).map(line).collect();
         // By rename, so that a run that is killed here does not lose its log.
         let new = path.with_extension("jsonl.new");
         write_file(&new, text.as_bytes())?;
         fs::rename(&new, path).map_err(Error::io(path, "create"))?;
         let file = OpenOptions::new().append(true).open(path).map_err(Error::io(path, "open"))?;
-        Ok((MetricsFile { path: path.into(), file }, kept))
+        Ok(MetricsFile { path: path.into(), file })
     }
 
     pub fn append(&mut self, m: &StepMetrics) -> Result<()> {

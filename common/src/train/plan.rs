@@ -1,5 +1,7 @@
 //! `qat-step --plan`: what a run will hold in memory, from the same ledger that the run allocates from.
 
+use serde::Serialize;
+
 use crate::compute::backend::Backend;
 use crate::model::Config;
 use crate::model::ledger::Activations;
@@ -9,7 +11,7 @@ use crate::quant::{Phi, Scheme};
 use super::recipe::Recipe;
 
 /// One row of the plan.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Held {
     pub what: &'static str,
     pub detail: String,
@@ -66,6 +68,11 @@ pub fn table(held: &[Held]) -> String {
         out += &format!("{:<16} {:>10}  {}\n", h.what, mib(h.bytes), h.detail);
     }
     out + &format!("{:<16} {:>10}  planned peak\n", "total", mib(total(held)))
+}
+
+/// The plan as JSON: its rows, and their sum in bytes.
+pub fn json(held: &[Held]) -> String {
+    format!("{}\n", serde_json::json!({"plan": held, "total": total(held)}))
 }
 
 pub fn mib(bytes: u64) -> String {

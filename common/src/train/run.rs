@@ -22,7 +22,7 @@ pub struct Run<'a, B: Backend> {
     pub shards: &'a Shards,
     pub part: &'a PartDir,
     pub saves: &'a Saves<'a>,
-    /// Steps between saves; 0 saves only at the end.
+    /// Steps between saves; 0 saves only when stopped.
     pub save_every: u64,
     /// The step to stop at.
     pub until: u64,
