@@ -1,11 +1,14 @@
 //! `eval`: perplexity, divergence and zero-shot accuracy of any artefact.
 
+mod kept;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use common::cli::device::DeviceFlags;
 use common::cli::{self, flags::Common, progress};
+use common::compute::backend::Backend;
 use common::compute::cpu::Cpu;
 use common::data::{text, tokenizer::Tokenizer};
 use common::error::{Error, Result};
@@ -16,6 +19,7 @@ use common::score::perplexity::{self, Protocol, Reader};
 use common::score::tasks::{self, Prefix, Request, Task};
 use common::stage::open::Artefact;
 use common::stage::report::{ArtefactReport, Report};
+use kept::Kept;
 use serde_json::{Map, Value};
 
 /// Perplexity and zero-shot accuracy of models, scales, wrapped models, checkpoints and folded models
@@ -49,6 +53,9 @@ struct Args {
     /// Exit with status 3 if a perplexity is larger
     #[arg(long, value_name = "X")]
     max_ppl: Option<f64>,
+    /// Also write the report as JSON; figures that the file holds already, measured the same way, are kept
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceFlags,
     #[command(flatten)]
@@ -87,12 +94,42 @@ fn run() -> Result<()> {
     let tasks = task_files.iter().map(|p| Task::open(p, args.limit)).collect::<Result<Vec<_>>>()?;
     // Once for all artefacts: standard input can be read only once.
     let texts = args.ppl.iter().map(|path| text::joined(path)).collect::<Result<Vec<_>>>()?;
-    let mut report = Report { artefacts: Vec::new() };
+    let kept = Kept::open(args.output.as_deref())?;
+    let asked = asked(&args, &backend, reference.as_ref(), &texts, &task_files)?;
+    let mut report = Report::default();
     for (path, artefact) in paths.iter().zip(&artefacts) {
-        report.artefacts.push(evaluate(&args, &backend, path, artefact, reference.as_ref(), &texts, &tasks)?);
+        let measured = blake3::hash(format!("{asked} {}", artefact.digest()?).as_bytes()).to_hex().to_string();
+        let one = match kept.find(&measured) {
+            Some(known) => ArtefactReport { path: path.display().to_string(), ..known },
+            None => evaluate(&args, &backend, path, artefact, reference.as_ref(), &texts, &tasks)?,
+        };
+        let measured = args.output.as_ref().map(|_| measured);
+        report.artefacts.push(ArtefactReport { measured, ..one });
+        kept.save(&report)?;
     }
+    kept.finish()?;
     cli::print(&if args.common.json { report.json() } else { report.table() })?;
     check_max_ppl(&args, &report)
+}
+
+/// All that decides an artefact's figures besides itself.
+fn asked(
+    args: &Args,
+    backend: &Cpu,
+    reference: Option<&Artefact>,
+    texts: &[String],
+    task_files: &[PathBuf],
+) -> Result<String> {
+    let digest = |text: &String| blake3::hash(text.as_bytes()).to_hex().to_string();
+    let names: Vec<String> = args.ppl.iter().map(|path| path.display().to_string()).collect();
+    let tasks = task_files.iter().map(|path| text::digest(path)).collect::<Result<Vec<_>>>()?;
+    let asked = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"), "path": backend.path(), "texts": names,
+        "digests": texts.iter().map(digest).collect::<Vec<_>>(), "tasks": tasks, "ctx": args.ctx,
+        "max_blocks": args.max_blocks, "limit": args.limit, "bos": format!("{:?}", args.bos),
+        "reference": reference.map(Artefact::digest).transpose()?,
+    });
+    Ok(asked.to_string())
 }
 
 fn check(args: &Args) -> Result<()> {
@@ -149,6 +186,7 @@ fn evaluate(
         scheme: artefact.scheme().map(|s| s.to_string()),
         ppl: Map::new(),
         tasks: Map::new(),
+        measured: None,
     };
     let other = match reference {
         Some(r) if r.config().vocab != vocab => {

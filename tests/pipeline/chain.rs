@@ -226,3 +226,29 @@ fn standard_input_is_told_apart() {
         "the kept standard input is gone"
     );
 }
+
+/// A report kept as a file is not measured again, and another question is.
+#[test]
+fn figures_of_a_report_are_kept() {
+    let dir = Dir::with_stages();
+    let line = "eval model scales --ppl text.txt --ctx 16 --max-blocks 2 -o report.json";
+    dir.run("eval model --ppl text.txt --ctx 16 --max-blocks 2 -o report.json").ok();
+    let first = fs::read_to_string(dir.join("report.json")).unwrap();
+    let mut marked: Value = serde_json::from_str(&first).unwrap();
+    marked["artefacts"][0]["ppl"]["text.txt"]["ppl"] = Value::from(1.5);
+    fs::write(dir.join("report.json"), marked.to_string()).unwrap();
+    let table = dir.run(line).ok();
+    assert!(
+        table.contains("1.500") && table.contains("round-to-nearest"),
+        "the model's figure is the kept one: {table}"
+    );
+    let report: Value = serde_json::from_str(&fs::read_to_string(dir.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["artefacts"].as_array().unwrap().len(), 2);
+    let anew = dir.run(&line.replace("--ctx 16", "--ctx 8")).ok();
+    assert!(!anew.contains("1.500"), "another --ctx is another question: {anew}");
+    assert!(!dir.join("report.json.part").exists());
+    fs::write(dir.join("report.json"), "mine").unwrap();
+    let said = dir.run(line).fails(1);
+    assert!(said.contains("report.json: no report of eval"), "{said}");
+    assert_eq!(fs::read_to_string(dir.join("report.json")).unwrap(), "mine");
+}

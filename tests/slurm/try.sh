@@ -125,7 +125,7 @@ check "stopped by SIGUSR1" "$([ "$(grep -c 'stopped at step .* by SIGUSR1' "$wor
 check "resumed" "$([ "$(grep -c 'resumed at step' "$work/whole.log")" = "$restarts" ] && echo each time)" "each time"
 check "all steps" "$(grep -c 'trained to step 90' "$work/whole.log")" 1
 check "each early stage once" "$(grep -c '^ptq-init skipped' "$work/whole.log")" "$restarts"
-check "the table" "$(grep -c 'perplexity t.txt' "$work/whole.out")" 1
+check "the table" "$(grep -c 'ppl .*text.txt' "$work/whole.out")" 1
 
 echo "== the number of requeues is bounded"
 export MAX_REQUEUES=1 STUB_STOP_AFTER=2 STUB_STEP_TIME=0

@@ -75,7 +75,7 @@ impl Config {
             return Err(read.bad(format!("hidden_act {act:?}"), "\"silu\""));
         }
         let window = match &json["sliding_window"] {
-            _ if json["model_type"] != "mistral" => None,
+            _ if json["model_type"] != "mistral" && json["architectures"][0] != ARCHITECTURES[1] => None,
             v => v.as_u64().map(|w| w as usize),
         };
         if window == Some(0) {

@@ -94,11 +94,7 @@ impl FloatModel {
             Weights::Gguf(gguf) => sample(gguf.gguf().bytes(), &mut hash),
             Weights::Safetensors { files, .. } => {
                 hash.update(self.config_json.to_string().as_bytes());
-                for file in files {
-                    let name = file.path().file_name().unwrap_or_default();
-                    hash.update(name.as_encoded_bytes());
-                    sample(file.bytes(), &mut hash);
-                }
+                sample_files(files, &mut hash);
             }
         }
         Ok(hash.finalize().to_hex().to_string())
@@ -249,6 +245,15 @@ fn read_gguf(gguf: &GgufLlama, name: &str, shape: &[usize]) -> Result<Tensor> {
     }
     let dtype = gguf.hf_tensors().find(|t| t.name == name).map_or(Dtype::F32, |t| t.dtype);
     Ok(Tensor::from_f32(&values, dtype, shape.to_vec()))
+}
+
+/// Names and samples of weight files.
+pub fn sample_files(files: &[TensorFile], hash: &mut blake3::Hasher) {
+    for file in files {
+        let name = file.path().file_name().unwrap_or_default();
+        hash.update(name.as_encoded_bytes());
+        sample(file.bytes(), hash);
+    }
 }
 
 /// Length, the first MiB, and 256 blocks spread over the rest.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
-use super::float::{SupportFiles, open_weights, read_config, read_support_files};
+use super::float::{SupportFiles, open_weights, read_config, read_support_files, sample_files};
 use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, OutputFile};
 use crate::format::compressed_tensors as ct;
@@ -173,6 +173,14 @@ impl Folded {
         }
         let (files, place) = open_weights(dir)?;
         Ok(Folded { dir: dir.to_path_buf(), scheme, config, files, place })
+    }
+
+    /// Tells whether it changed, as that of a float model does.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        hash.update(format!("{:?} {}", self.config, self.scheme).as_bytes());
+        sample_files(&self.files, &mut hash);
+        hash.finalize().to_hex().to_string()
     }
 
     pub fn support_files(&self) -> Result<SupportFiles> {

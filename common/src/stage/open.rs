@@ -69,6 +69,17 @@ impl Artefact {
         }
     }
 
+    /// Tells whether it is still the same.
+    pub fn digest(&self) -> Result<String> {
+        match self {
+            Artefact::Model(a) => a.fingerprint(),
+            Artefact::Scales(a) => Ok(a.stage.digest.clone()),
+            Artefact::Wrapped(a) => Ok(a.stage.digest.clone()),
+            Artefact::Checkpoint(a) => Ok(a.stage.digest.clone()),
+            Artefact::Folded(a) => Ok(a.fingerprint()),
+        }
+    }
+
     /// The tokenizer's files, among others.
     pub fn support_files(&self) -> Result<SupportFiles> {
         match self {

@@ -1,6 +1,6 @@
 //! What `eval` says: one JSON object, or one table with the artefacts side by side.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 /// Perplexity of one text.
@@ -23,7 +23,7 @@ pub struct Perplexity {
 }
 
 /// All that was measured of one artefact; texts and tasks in the order of the command line.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ArtefactReport {
     pub path: String,
     pub kind: String,
@@ -31,9 +31,25 @@ pub struct ArtefactReport {
     pub scheme: Option<String>,
     pub ppl: Map<String, serde_json::Value>,
     pub tasks: Map<String, serde_json::Value>,
+    /// In a report that is kept as a file: digest of the artefact and of all that was asked of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub measured: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+impl ArtefactReport {
+    /// What stands above its column.
+    fn label(&self) -> String {
+        match self.kind.as_str() {
+            "model" => "float",
+            "scales" => "round-to-nearest",
+            "checkpoint" => "LR-QAT",
+            kind => kind,
+        }
+        .to_string()
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub artefacts: Vec<ArtefactReport>,
 }
@@ -46,7 +62,7 @@ impl Report {
     /// One column per artefact, one row per figure.
     pub fn table(&self) -> String {
         let mut rows: Vec<Vec<String>> = vec![
-            std::iter::once(String::new()).chain(self.artefacts.iter().map(|a| a.kind.clone())).collect(),
+            std::iter::once(String::new()).chain(self.artefacts.iter().map(ArtefactReport::label)).collect(),
             self.row("path", |a| Some(a.path.clone())),
             self.row("scheme", |a| Some(a.scheme.clone().unwrap_or("float".into()))),
         ];
@@ -125,10 +141,11 @@ mod tests {
             scheme: (kind != "model").then(|| "w4pc".into()),
             ppl: json!({"t.txt": {"ppl": ppl, "ctx": 2048, "blocks": 2, "bos": false}}).as_object().unwrap().clone(),
             tasks: json!({"piqa": {"acc": 0.5, "acc_stderr": 0.125, "n": 16}}).as_object().unwrap().clone(),
+            measured: None,
         };
         let table = Report { artefacts: vec![artefact("model", 21.0875), artefact("folded", 19.4)] }.table();
         let expected = "\
-\x20                                         model           folded
+\x20                                         float           folded
 path                                  run/model       run/folded
 scheme                                    float             w4pc
 ppl t.txt (ctx 2048, 2 blocks)           21.087           19.400

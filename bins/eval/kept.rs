@@ -1,0 +1,63 @@
+//! `-o FILE`: the report as a file. It is written anew after every artefact, to `FILE.part`, so that an evaluation that is
+//! stopped goes on with the next one; and figures that were measured before, of the same artefact in the same way, are
+//! taken from it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::error::{Error, Result};
+use common::format::atomic::write_file;
+use common::stage::report::{ArtefactReport, Report};
+
+#[derive(Default)]
+pub struct Kept {
+    file: Option<PathBuf>,
+    known: Vec<ArtefactReport>,
+}
+
+impl Kept {
+    pub fn open(file: Option<&Path>) -> Result<Kept> {
+        let Some(file) = file else { return Ok(Kept::default()) };
+        let mut known = Vec::new();
+        for path in [file.to_path_buf(), beside(file, ".part")] {
+            match fs::read(&path) {
+                // What is no report of ours holds no figures to keep; it is replaced only if it is one.
+                Ok(bytes) => known.extend(parse(&path, &bytes)?.artefacts),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io(&path, "read")(e)),
+            }
+        }
+        Ok(Kept { file: Some(file.to_path_buf()), known })
+    }
+
+    /// Figures measured before under this digest.
+    pub fn find(&self, measured: &str) -> Option<ArtefactReport> {
+        self.known.iter().find(|a| a.measured.as_deref() == Some(measured)).cloned()
+    }
+
+    /// Keeps the artefacts done so far.
+    pub fn save(&self, report: &Report) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let (new, part) = (beside(file, ".new"), beside(file, ".part"));
+        write_file(&new, report.json().as_bytes())?;
+        fs::rename(&new, &part).map_err(Error::io(&part, "create"))
+    }
+
+    /// The report is whole: it appears.
+    pub fn finish(&self) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        fs::rename(beside(file, ".part"), file).map_err(Error::io(file, "create"))
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<Report> {
+    serde_json::from_slice(bytes).map_err(|e| {
+        Error::input(path, format!("no report of eval ({e})"), "one, or no file", "give another name to -o")
+    })
+}
+
+fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.file_name().unwrap_or_default().to_os_string();
+    name.push(suffix);
+    file.with_file_name(name)
+}
