@@ -193,7 +193,7 @@ impl Backend for Cpu {
     }
 
     fn swiglu_backward(&self, gate: &mut Vec<f32>, up: &mut Vec<f32>, len: usize, dout: &Vec<f32>) {
-        elementwise::swiglu_backward_in_place(&mut gate[..len], &mut up[..len], &dout[..len]);
+        elementwise::swiglu_backward(&mut gate[..len], &mut up[..len], &dout[..len]);
     }
 
     fn head_loss(

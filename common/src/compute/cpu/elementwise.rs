@@ -1,4 +1,4 @@
-//! Ops that take one element at a time: SwiGLU (Shazeer, 2020) and the residual sum.
+//! The op that takes one element at a time: SwiGLU (Shazeer, 2020).
 
 use rayon::prelude::*;
 
@@ -20,26 +20,8 @@ pub fn swiglu_forward(gate: &[f32], up: &[f32], out: &mut [f32]) {
     });
 }
 
-/// dgate = dout∘up∘silu'(gate), dup = dout∘silu(gate)
-pub fn swiglu_backward(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
-    let n = gate.len();
-    assert!(n == up.len() && n == dout.len() && n == dgate.len() && n == dup.len(), "swiglu: shapes");
-    let gradients = dgate.par_chunks_mut(PART).zip(dup.par_chunks_mut(PART));
-    let inputs = gate.par_chunks(PART).zip(up.par_chunks(PART)).zip(dout.par_chunks(PART));
-    gradients.zip(inputs).for_each(|((dgate, dup), ((gate, up), dout))| {
-        simd(
-            #[inline(always)]
-            || {
-                for ((((dgate, dup), gate), up), dout) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dout) {
-                    (*dgate, *dup) = swiglu_gradient(*gate, *up, *dout);
-                }
-            },
-        )
-    });
-}
-
-/// [`swiglu_backward`] that overwrites `gate` with dgate and `up` with dup.
-pub fn swiglu_backward_in_place(gate: &mut [f32], up: &mut [f32], dout: &[f32]) {
+/// In place: `gate` becomes dgate = dout∘up∘silu'(gate), `up` becomes dup = dout∘silu(gate).
+pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], dout: &[f32]) {
     assert!(gate.len() == up.len() && gate.len() == dout.len(), "swiglu: shapes");
     gate.par_chunks_mut(PART).zip(up.par_chunks_mut(PART)).zip(dout.par_chunks(PART)).for_each(|((gate, up), dout)| {
         simd(
@@ -47,21 +29,6 @@ pub fn swiglu_backward_in_place(gate: &mut [f32], up: &mut [f32], dout: &[f32]) 
             || {
                 for ((gate, up), dout) in gate.iter_mut().zip(up).zip(dout) {
                     (*gate, *up) = swiglu_gradient(*gate, *up, *dout);
-                }
-            },
-        )
-    });
-}
-
-/// x += y
-pub fn add(x: &mut [f32], y: &[f32]) {
-    assert!(x.len() == y.len(), "add: shapes");
-    x.par_chunks_mut(PART).zip(y.par_chunks(PART)).for_each(|(x, y)| {
-        simd(
-            #[inline(always)]
-            || {
-                for (x, y) in x.iter_mut().zip(y) {
-                    *x += y;
                 }
             },
         )
@@ -93,21 +60,18 @@ mod tests {
         let mut out = vec![0.0; gate.len()];
         swiglu_forward(&gate, &up, &mut out);
         assert_close(&out, &t("out"), 1e-6);
-        let (mut dgate, mut dup) = (vec![7.0; gate.len()], vec![7.0; gate.len()]);
-        swiglu_backward(&gate, &up, &dout, &mut dgate, &mut dup);
+        let (mut dgate, mut dup) = (gate, up);
+        swiglu_backward(&mut dgate, &mut dup, &dout);
         assert_close(&dgate, &t("dgate"), 1e-6);
         assert_close(&dup, &t("dup"), 1e-6);
-        let (mut in_gate, mut in_up) = (gate.clone(), up.clone());
-        swiglu_backward_in_place(&mut in_gate, &mut in_up, &dout);
-        assert_eq!((in_gate, in_up), (dgate, dup));
     }
 
     #[test]
     fn gradient_by_finite_differences() {
         let n = 50;
         let (gate, up, dout) = (random(1, n), random(2, n), random(3, n));
-        let (mut dgate, mut dup) = (vec![0.0; n], vec![0.0; n]);
-        swiglu_backward(&gate, &up, &dout, &mut dgate, &mut dup);
+        let (mut dgate, mut dup) = (gate.clone(), up.clone());
+        swiglu_backward(&mut dgate, &mut dup, &dout);
         let silu = |x: f64| x / (1.0 + (-x).exp());
         check_gradient(&gate, &dgate, 1e-5, |gate| {
             (0..n).map(|i| silu(gate[i]) * f64::from(up[i]) * f64::from(dout[i])).sum()
@@ -125,8 +89,8 @@ mod tests {
         assert_eq!(out[0], 0.0);
         assert_eq!(out[1], 0.0);
         assert_eq!(out[3..], [90.0, 200.0, 1e30]);
-        let (mut dgate, mut dup) = ([0.0; 6], [0.0; 6]);
-        swiglu_backward(&gate, &[1.0; 6], &[1.0; 6], &mut dgate, &mut dup);
+        let mut dgate = gate;
+        swiglu_backward(&mut dgate, &mut [1.0; 6], &[1.0; 6]);
         assert_eq!(dgate[3..], [1.0; 3]);
         assert!(dgate[..3].iter().all(|x| x.abs() < 1e-30), "{dgate:?}");
     }
@@ -136,10 +100,9 @@ mod tests {
         let n = 100_001;
         let (gate, up, dout) = (random(1, n), random(2, n), random(3, n));
         on_thread_pools(|| {
-            let (mut out, mut dgate, mut dup) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+            let (mut out, mut dgate, mut dup) = (vec![0.0; n], gate.clone(), up.clone());
             swiglu_forward(&gate, &up, &mut out);
-            swiglu_backward(&gate, &up, &dout, &mut dgate, &mut dup);
-            add(&mut out, &dup);
+            swiglu_backward(&mut dgate, &mut dup, &dout);
             [out, dgate, dup].concat()
         });
         on_every_isa(|| (0..999).map(|i| swiglu_gradient(gate[i], up[i], dout[i]).0).collect());
