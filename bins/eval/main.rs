@@ -178,6 +178,12 @@ fn evaluate(
         tasks.iter().map(|t| task_requests(t, &tokenizer, bos, artefact.config())).collect::<Result<Vec<_>>>()?;
     let longest = requests.iter().flatten().map(|r| r.context.len() + r.continuation.len()).max().unwrap_or(0);
     let (positions, rows) = extent(args, !texts.is_empty(), longest);
+    let made_for = artefact.config().max_positions;
+    if positions > made_for {
+        let what =
+            format!("{}: sequences of {positions} tokens, but the model was made for {made_for}", path.display());
+        cli::say(&args.common, "eval", what);
+    }
     let model = Model::load(backend, artefact, positions)?;
     let mut reader = Reader::new(backend, &model, rows)?;
     let mut out = ArtefactReport {

@@ -69,7 +69,7 @@ fn run() -> Result<()> {
     if args.common.verify {
         trained.verify()?;
     }
-    let inputs = vec![stage.as_input("checkpoint", &args.output)?];
+    let inputs = vec![stage.as_input(&stage.record.kind.to_string(), &args.output)?];
     if wrapped.scheme.asymmetric {
         // Read in the engines' packages: they make the zero points' placeholder unpacked, and then refuse the packed.
         let told = "with a zero point: loads with compressed-tensors 0.17; 0.18 to 0.20 refuse packed zero points";

@@ -11,7 +11,7 @@ use common::compute::backend::Backend;
 use common::error::{Error, Result};
 use common::model::names;
 use common::model::weights::{Model, Source};
-use common::stage::checkpoint::{Checkpoint, OPTIMIZER};
+use common::stage::checkpoint::{Checkpoint, METRICS, OPTIMIZER};
 use common::stage::record::{Kind, Record, Stage};
 use common::stage::shards::Shards;
 use common::stage::wrapped::Wrapped;
@@ -183,6 +183,11 @@ impl Resolved {
             }
             _ => Ok((Moments::zeros(backend, &model.params)?, 0)),
         }
+    }
+
+    /// The log of the unfinished checkpoint that is gone on from.
+    pub fn earlier_log(&self) -> Option<PathBuf> {
+        self.checkpoint.as_ref().filter(|c| !c.finished()).map(|c| c.stage.dir.join(METRICS))
     }
 
     pub fn record(&self, args: &Args) -> Result<Record> {

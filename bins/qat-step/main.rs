@@ -110,7 +110,7 @@ fn train(
         }
         None => job.start(backend, &model)?,
     };
-    let mut log = MetricsFile::resume(&part.join(METRICS), from)?;
+    let mut log = MetricsFile::resume(&part.join(METRICS), from, job.earlier_log().as_deref())?;
     cli::say(&args.common, "qat-step", format!("planned peak {}", plan::mib(planned)));
     let signals = Signals::listen()?;
     let stop = || args.stop_reason(begun, &signals);

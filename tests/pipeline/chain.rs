@@ -252,3 +252,14 @@ fn figures_of_a_report_are_kept() {
     assert!(said.contains("report.json: no report of eval"), "{said}");
     assert_eq!(fs::read_to_string(dir.join("report.json")).unwrap(), "mine");
 }
+
+/// The JSON that a stage prints names the next one's input as well as the plain path does; no stage writes into a model.
+#[test]
+fn json_through_a_pipe_and_an_output_inside_the_input() {
+    let dir = Dir::with_stages();
+    let path = dir.run("ptq-init model --scheme w4g16 --json -o apart").ok();
+    assert_eq!(dir.run_with("lr-wrap - --rank 2 -o apart-wrapped", &path).ok(), "apart-wrapped\n");
+    let said = dir.run("ptq-init model --scheme w4g16 -o model/scales").fails(2);
+    assert!(said.contains("model/scales: -o lies in the model that is read"), "{said}");
+    assert!(!dir.join("model/scales").exists() && !dir.join("model/scales.part").exists());
+}

@@ -63,6 +63,11 @@ pub fn input_path(path: &Path) -> Result<PathBuf> {
             let cure = "see why the stage before it failed";
             Err(Error::input("standard input", "no path in it", "the path of a stage", cure))
         }
+        // What --json prints.
+        line if line.starts_with('{') => match serde_json::from_str::<serde_json::Value>(line) {
+            Ok(value) if value["path"].is_string() => Ok(PathBuf::from(value["path"].as_str().unwrap_or_default())),
+            _ => Ok(PathBuf::from(line)),
+        },
         path => Ok(PathBuf::from(path)),
     }
 }

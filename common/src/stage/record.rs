@@ -294,6 +294,14 @@ fn done_already(out: &Path, want: &Record, force: bool) -> Result<bool> {
 /// No stage is written over its input, nor over a directory that holds it. (Inputs are recorded relative to `out`.)
 fn refuse_own_input(out: &Path, want: &Record) -> Result<()> {
     let within = |i: &&Input| i.path.is_relative() && !i.path.starts_with("..") && i.path != Path::new("-");
+    // A folder of text may hold the runs it is used for; a model or a stage is never written into.
+    let around = |i: &&Input| i.role != "text" && i.path.components().all(|c| c == std::path::Component::ParentDir);
+    if let Some(input) = want.inputs.iter().find(around) {
+        return Err(Error::usage(
+            format!("{}: -o lies in the {} that is read, expected another directory", out.display(), input.role),
+            "choose another -o",
+        ));
+    }
     match want.inputs.iter().find(within) {
         None => Ok(()),
         Some(input) => Err(Error::usage(

@@ -31,14 +31,18 @@ fn draw(metrics: &[StepMetrics], svg: &mut String) -> Option<()> {
     let mesh = |v: &f64| format!("{v:.0}");
     chart.configure_mesh().x_desc("step").x_label_formatter(&mesh).light_line_style(WHITE).draw().ok()?;
     let points = metrics.iter().map(|m| (m.step as f64, m.loss));
-    chart.draw_series(LineSeries::new(points, RGBColor(170, 190, 220))).ok()?;
+    let (pale, strong) = (RGBColor(170, 190, 220), RGBColor(30, 70, 160));
+    let legend = |color: RGBColor| move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color);
+    chart.draw_series(LineSeries::new(points, pale)).ok()?.label("every step").legend(legend(pale));
     let width = (metrics.len() / SMOOTH).max(1);
     let mean = |i: usize| {
         let near = &metrics[i.saturating_sub(width)..(i + width + 1).min(metrics.len())];
         near.iter().map(|m| m.loss).sum::<f64>() / near.len() as f64
     };
     let smooth = (0..metrics.len()).map(|i| (metrics[i].step as f64, mean(i)));
-    chart.draw_series(LineSeries::new(smooth, RGBColor(30, 70, 160).stroke_width(2))).ok()?;
+    let drawn = chart.draw_series(LineSeries::new(smooth, strong.stroke_width(2))).ok()?;
+    drawn.label("running mean").legend(legend(strong));
+    chart.configure_series_labels().border_style(WHITE).draw().ok()?;
     root.present().ok()
 }
 
@@ -59,7 +63,7 @@ mod tests {
         };
         let svg = loss_curve(&(1..=60).map(m).collect::<Vec<_>>()).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-        assert_eq!(svg.matches("#1E46A0").count(), 1);
+        assert!(svg.contains("every step") && svg.contains("running mean"));
         assert!(svg.contains("training loss"));
         assert!(loss_curve(&[]).is_none());
     }

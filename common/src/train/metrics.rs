@@ -29,9 +29,11 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens the log with the lines up to `step`; what a killed run wrote after its last save is dropped.
-    pub fn resume(path: &Path, step: u64) -> Result<MetricsFile> {
-        let text: String = read(path)?.iter().filter(|m| m.step <= step).map(line).collect();
+    /// Opens the log with the lines up to `step`; what a killed run wrote after its last save is dropped. A log that
+    /// begins here goes on from the `earlier` job's of the same schedule.
+    pub fn resume(path: &Path, step: u64, earlier: Option<&Path>) -> Result<MetricsFile> {
+        let from = earlier.filter(|_| !path.exists()).unwrap_or(path);
+        let text: String = read(from)?.iter().filter(|m| m.step <= step).map(line).collect();
         // By rename, so that a run that is killed here does not lose its log.
         let new = path.with_extension("jsonl.new");
         write_file(&new, text.as_bytes())?;
