@@ -211,8 +211,7 @@ fn a_stopped_checkpoint_goes_on_to_the_bit() {
     assert!(trained("whole") == trained("c"));
     assert!(dir.join("b/optimizer.safetensors").is_file() && !dir.join("c/optimizer.safetensors").exists());
     assert_eq!(steps(&dir.join("b/metrics.jsonl")), [1, 2, 3, 4, 5]);
-    let joined = [losses(&dir.join("a/metrics.jsonl")), losses(&dir.join("b/metrics.jsonl"))].concat();
-    assert_eq!(joined, losses(&dir.join("whole/metrics.jsonl"))[..5]);
+    assert_eq!(losses(&dir.join("b/metrics.jsonl")), losses(&dir.join("whole/metrics.jsonl"))[..5]);
     // A checkpoint in the middle of its schedule goes on as it was begun, or not at all.
     for (other, names) in [
         ("--steps 7", "--steps 6"),
