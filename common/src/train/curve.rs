@@ -42,7 +42,8 @@ fn draw(metrics: &[StepMetrics], svg: &mut String) -> Option<()> {
     let smooth = (0..metrics.len()).map(|i| (metrics[i].step as f64, mean(i)));
     let drawn = chart.draw_series(LineSeries::new(smooth, strong.stroke_width(2))).ok()?;
     drawn.label("running mean").legend(legend(strong));
-    chart.configure_series_labels().border_style(WHITE).draw().ok()?;
+    let mut legends = chart.configure_series_labels();
+    legends.position(SeriesLabelPosition::UpperRight).background_style(WHITE.mix(0.85)).draw().ok()?;
     root.present().ok()
 }
 
