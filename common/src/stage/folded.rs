@@ -135,7 +135,11 @@ pub fn write(
 
 fn fold_linear(source: &dyn Source, linear: &LinearName) -> Result<Codes> {
     match source.linear(linear)? {
-        HostLinear::LowRank(w) => Ok(w.fold(linear.n, linear.k)),
+        HostLinear::LowRank(w) => {
+            let codes = w.fold(linear.n, linear.k);
+            w.phi.forget();
+            Ok(codes)
+        }
         HostLinear::Codes(codes) => Ok(codes),
         HostLinear::Float(_) => unreachable!("only wrapped models and checkpoints are folded"),
     }
