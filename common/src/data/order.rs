@@ -53,6 +53,16 @@ mod tests {
     }
 
     #[test]
+    fn seed_step_and_sample_all_matter() {
+        let w = Windows::new(vec![1 << 30], 2).unwrap();
+        let drawn = w.sample(0, 0, 0);
+        assert!(
+            [w.sample(1, 0, 0), w.sample(0, 1, 0), w.sample(0, 0, 1), w.sample(0, 1, 1)].iter().all(|s| *s != drawn)
+        );
+        assert_ne!(w.sample(0, 1, 0), w.sample(0, 0, 1));
+    }
+
+    #[test]
     fn too_short_a_text_has_no_window() {
         assert_eq!(Windows::new(vec![3, 2], 4), None);
         assert_eq!(Windows::new(vec![4], 4).unwrap().count(), 1);

@@ -152,3 +152,52 @@ fn scores_of_all(ws: &Workspace, l: Logits, reference: Option<Logits>, targets: 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::cpu::testing::random;
+    use crate::format::tensor::Dtype;
+
+    const D: usize = 3;
+    const V: usize = 7;
+
+    /// ln softmax of one row's logits, in f64 from the definition.
+    fn log_softmax(hidden: &[f32], weight: &[f32]) -> Vec<f64> {
+        let logit = |w: &[f32]| hidden.iter().zip(w).map(|(h, w)| f64::from(*h) * f64::from(*w)).sum::<f64>();
+        let logits: Vec<f64> = weight.chunks_exact(D).map(logit).collect();
+        let lse = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+        logits.iter().map(|l| l - lse).collect()
+    }
+
+    fn top(log_p: &[f64]) -> u32 {
+        (0..V).max_by(|a, b| log_p[*a].total_cmp(&log_p[*b])).unwrap() as u32
+    }
+
+    /// Two models with heads of their own, over more rows than a chunk holds.
+    #[test]
+    fn scores_and_divergence_by_their_definition() {
+        let rows = chunk_rows(V) + 9;
+        let (hidden, other) = (random(1, rows * D), random(2, rows * D));
+        let (w, w_other) = (random(3, V * D), random(4, V * D));
+        let (weight, reference) =
+            (Tensor::from_f32(&w, Dtype::F32, vec![V, D]), Tensor::from_f32(&w_other, Dtype::F32, vec![V, D]));
+        let targets: Vec<u32> = (0..rows).map(|i| if i % 5 == 0 { NO_TARGET } else { (i % V) as u32 }).collect();
+        let own = Logits { hidden: &hidden, weight: &weight, vocab: V, d: D };
+        let theirs = Logits { hidden: &other, weight: &reference, vocab: V, d: D };
+        let mut found = vec![TokenScore::default(); rows];
+        scores(&Workspace::default(), own, Some(theirs), &targets, &mut found);
+        for (row, (found, target)) in found.iter().zip(&targets).enumerate() {
+            if *target == NO_TARGET {
+                assert_eq!(*found, TokenScore::default());
+                continue;
+            }
+            let p = log_softmax(&hidden[row * D..(row + 1) * D], &w);
+            let q = log_softmax(&other[row * D..(row + 1) * D], &w_other);
+            let kl: f64 = p.iter().zip(&q).map(|(p, q)| q.exp() * (q - p)).sum();
+            assert!((found.log_prob - p[*target as usize]).abs() < 1e-5, "row {row}");
+            assert!((found.kl - kl).abs() < 1e-5, "row {row}: {} against {kl}", found.kl);
+            assert_eq!((found.top, found.reference_top), (top(&p), top(&q)), "row {row}");
+        }
+    }
+}
