@@ -177,7 +177,7 @@ mod tests {
     /// Two models with heads of their own, over more rows than a chunk holds.
     #[test]
     fn scores_and_divergence_by_their_definition() {
-        let rows = chunk_rows(V) + 9;
+        let rows = 2 * chunk_rows(V);
         let (hidden, other) = (random(1, rows * D), random(2, rows * D));
         let (w, w_other) = (random(3, V * D), random(4, V * D));
         let (weight, reference) =
