@@ -9,7 +9,7 @@ use common::error::Result;
 use common::format::atomic::{OutputFile, PartDir};
 use common::format::safetensors::TensorWriter;
 use common::model::names;
-use common::quant::{Scheme, fit::Fit};
+use common::quant::{LinearGrid, Scheme, fit::Fit};
 use common::stage::float::FloatModel;
 use common::stage::record::{self, Begin, Input, Kind, Record};
 use common::stage::scales;
@@ -70,7 +70,7 @@ fn fit_all(args: &Args, model: &FloatModel, part: &PartDir) -> Result<common::fo
     let mut writer = TensorWriter::create(file, specs, &[("scheme", args.scheme.to_string())])?;
     let bar = progress::count(&args.common, "ptq-init", linears.len() as u64);
     // The writer's order is by name and a linear's two tensors follow each other, so each is fitted once.
-    let mut fitted: Option<(String, scales::LinearGrid)> = None;
+    let mut fitted: Option<(String, LinearGrid)> = None;
     for spec in writer.order().to_vec() {
         let (stem, _) = spec.name.rsplit_once('.').expect("the specs are named <linear>.<what>");
         if fitted.as_ref().is_none_or(|(name, _)| name != stem) {

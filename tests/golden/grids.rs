@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use common::model::names;
+use common::quant::LinearGrid;
 use common::quant::fit::Fit;
-use common::stage::scales::{LinearGrid, fit_linear};
+use common::stage::scales::fit_linear;
 
 use super::case::Case;
 use super::shared;

@@ -2,11 +2,13 @@
 
 pub mod fit;
 pub mod grid;
+pub mod integers;
 mod lanes;
 pub mod lowrank;
 pub mod pack;
 pub mod phi;
 pub mod scheme;
 
+pub use integers::{Integers, LinearGrid};
 pub use phi::Phi;
 pub use scheme::Scheme;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::data::tokenizer;
 use crate::error::{Error, Result};
-use crate::format::gguf_llama::GgufLlama;
+use crate::format::gguf::llama::GgufLlama;
 use crate::format::safetensors::TensorFile;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;

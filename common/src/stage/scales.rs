@@ -19,17 +19,9 @@ use crate::model::Config;
 use crate::model::names::LinearName;
 use crate::model::weights::{Codes, HostLinear, Source, pack_rows};
 use crate::quant::fit::Fit;
-use crate::quant::{Scheme, grid};
+use crate::quant::{LinearGrid, Scheme, grid};
 
 pub const FILE: &str = "scales.safetensors";
-
-/// The grid of one linear.
-pub struct LinearGrid {
-    /// [N, G]
-    pub scale: Vec<f32>,
-    /// [N, G]; none for a symmetric scheme.
-    pub zero: Option<Vec<f32>>,
-}
 
 /// Fits the grid of one linear, in parallel over its rows. Weights that are not finite are an error.
 pub fn fit_linear(w: &Tensor, linear: &LinearName, scheme: Scheme, fit: Fit, path: &Path) -> Result<LinearGrid> {
@@ -146,21 +138,6 @@ pub fn scheme_of(stage: &Stage) -> Result<Scheme> {
             "run the stage again with --force",
         )
     })
-}
-
-impl LinearGrid {
-    /// W0/s0 + z of whole rows from row `first` on, in place; rows have `k` columns.
-    #[inline(always)]
-    pub fn to_grid(&self, w: &mut [f32], first: usize, k: usize, scheme: Scheme) {
-        let (group, groups) = (scheme.group_size(k), scheme.groups(k));
-        for (g, w) in w.chunks_exact_mut(group).enumerate() {
-            let at = first * groups + g;
-            let (s, z) = (self.scale[at], self.zero.as_ref().map_or(0.0, |zero| zero[at]));
-            for w in w {
-                *w = *w / s + z;
-            }
-        }
-    }
 }
 
 impl Source for Scales {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::float::{FloatModel, SupportFiles, read_config, read_support_files};
 use super::record::{Kind, Stage};
-use super::scales::{self, LinearGrid, Scales, read_grid, scheme_of};
+use super::scales::{self, Scales, read_grid, scheme_of};
 use crate::compute::cpu::simd::simd;
 use crate::error::{Error, Result};
 use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
@@ -23,7 +23,7 @@ use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
 use crate::model::weights::{HostLinear, HostLowRank, Source};
-use crate::quant::{Phi, Scheme, lowrank};
+use crate::quant::{LinearGrid, Phi, Scheme, lowrank};
 
 pub const FILE: &str = "wrapped.safetensors";
 

@@ -135,7 +135,7 @@ fn config(gguf: &Gguf, pieces: &[Piece], specials: &Specials) -> Result<Value> {
 mod tests {
     use super::super::Tokenizer;
     use super::*;
-    use crate::format::gguf_testing::{kv_ints, kv_text, kv_texts, kv_uint, write};
+    use crate::format::gguf::testing::{kv_ints, kv_text, kv_texts, kv_uint, write};
 
     /// Six tokens of a byte-level BPE, the last one control.
     fn small() -> Vec<Vec<u8>> {

@@ -1,6 +1,6 @@
 //! One wrong file per way a header can lie.
 
-use super::super::gguf_testing::{header as file, info, kv, text};
+use super::super::testing::{header as file, info, kv, text};
 use super::*;
 
 /// A header with these tensors, aligned, and `data` bytes after it.

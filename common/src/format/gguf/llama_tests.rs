@@ -1,4 +1,4 @@
-use super::super::gguf_testing::{kv, kv_text, kv_texts, kv_uint as uint, write};
+use super::super::testing::{kv, kv_text, kv_texts, kv_uint as uint, write};
 use super::*;
 
 const HIDDEN: u64 = 12;

@@ -5,7 +5,7 @@ use std::f64::consts::TAU;
 
 use serde_json::{Value, json};
 
-use super::gguf::Gguf;
+use super::Gguf;
 use crate::error::{Error, Result};
 
 const CURE: &str = "give the model's Hugging Face directory";

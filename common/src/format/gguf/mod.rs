@@ -2,13 +2,21 @@
 //! tensor data, all little-endian. `Gguf::open` checks everything that the header says against the file, so that
 //! reading a tensor afterwards cannot run outside it.
 
+pub mod blocks;
+pub mod entry;
+mod header;
+pub mod llama;
+mod rope;
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::ggml_blocks::{self, GgmlType};
-use super::gguf_header::{self, Header};
 use super::mmap::Mmap;
 use crate::error::{Error, Result};
+use blocks::GgmlType;
+use header::Header;
 
 /// A metadata value. Integers of all widths share one variant each, since writers do not agree on the widths.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,7 +81,7 @@ const FETCH_AGAIN: &str = "fetch or convert it again";
 impl Gguf {
     pub fn open(path: &Path) -> Result<Gguf> {
         let map = Mmap::open(path)?;
-        let Header { metadata, tensors } = gguf_header::parse(&map).map_err(|wrong| wrong.at(path))?;
+        let Header { metadata, tensors } = header::parse(&map).map_err(|wrong| wrong.at(path))?;
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         Ok(Gguf { map, metadata, tensors, by_name })
     }
@@ -109,7 +117,7 @@ impl Gguf {
         let data = &self.map[info.start..info.end];
         out.clear();
         out.resize(info.elements, 0.0);
-        ggml_blocks::dequantize(info.ty, data, out);
+        blocks::dequantize(info.ty, data, out);
         self.map.forget(data);
         Ok(())
     }
@@ -205,7 +213,7 @@ impl Wrong {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gguf_testing::{kv, kv_text, kv_uint, write};
+    use super::testing::{kv, kv_text, kv_uint, write};
     use super::*;
 
     fn open(metadata: &[Vec<u8>]) -> Gguf {

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use super::ggml_blocks::GgmlType;
-use super::gguf::{Gguf, TensorInfo};
-use super::gguf_rope;
+use super::blocks::GgmlType;
+use super::rope;
+use super::{Gguf, TensorInfo};
 use crate::error::{Error, Result};
 
 /// Hugging Face and GGUF names of what a layer has.
@@ -239,7 +239,7 @@ fn config(gguf: &Gguf, w: Widths, embedding: &[usize]) -> Result<Value> {
     if gguf.has(ROPE_FACTORS) {
         gguf.read(ROPE_FACTORS, &mut factors)?;
     }
-    let scaling = gguf_rope::scaling(gguf, theta, w.head_dim, context, &factors)?;
+    let scaling = rope::scaling(gguf, theta, w.head_dim, context, &factors)?;
     let mut config = json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -278,5 +278,5 @@ fn config(gguf: &Gguf, w: Widths, embedding: &[usize]) -> Result<Value> {
 }
 
 #[cfg(test)]
-#[path = "gguf_llama_tests.rs"]
+#[path = "llama_tests.rs"]
 mod tests;

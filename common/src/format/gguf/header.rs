@@ -3,8 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::ggml_blocks::GgmlType;
-use super::gguf::{TensorInfo, Value, Wrong};
+use super::blocks::GgmlType;
+use super::{TensorInfo, Value, Wrong};
 
 pub(super) struct Header {
     pub metadata: HashMap<String, Value>,
@@ -289,5 +289,5 @@ fn no_overlap(infos: &[TensorInfo]) -> Parsed<()> {
 }
 
 #[cfg(test)]
-#[path = "gguf_header_tests.rs"]
+#[path = "header_tests.rs"]
 mod tests;

@@ -1,0 +1,35 @@
+//! A folded linear before any packing: what every format takes from `fold` and gives back to `eval` and `ptq-init`.
+
+use super::Scheme;
+
+/// The grid of one linear: Ŵ = s·(W_Z − z).
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearGrid {
+    /// s [N, G]
+    pub scale: Vec<f32>,
+    /// z [N, G], whole numbers on the signed grid; none for a symmetric scheme.
+    pub zero: Option<Vec<f32>>,
+}
+
+impl LinearGrid {
+    /// W0/s0 + z of whole rows from row `first` on, in place; rows have `k` columns.
+    #[inline(always)]
+    pub fn to_grid(&self, w: &mut [f32], first: usize, k: usize, scheme: Scheme) {
+        let (group, groups) = (scheme.group_size(k), scheme.groups(k));
+        for (g, w) in w.chunks_exact_mut(group).enumerate() {
+            let at = first * groups + g;
+            let (s, z) = (self.scale[at], self.zero.as_ref().map_or(0.0, |zero| zero[at]));
+            for w in w {
+                *w = *w / s + z;
+            }
+        }
+    }
+}
+
+/// The integers of one linear and their grid.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Integers {
+    /// W_Z + 2^(b−1), which is W_Z − qmin: one byte a code, [N, K].
+    pub codes: Vec<u8>,
+    pub grid: LinearGrid,
+}
