@@ -40,11 +40,22 @@ w.add_tensor("F16.values", x.astype(np.float16).astype(np.float32))
 put("BF16", quantize(x, T.BF16), T.BF16)
 
 halves = np.array([[0.013, 0.37], [-0.0021, 0.011], [3e-6, 5e-7]], dtype=np.float16)  # d, dmin of the three blocks
-for ty, size, at in ((T.Q4_K, 144, 0), (T.Q5_K, 176, 0), (T.Q6_K, 210, 208)):
+for ty, size, at, count in (
+    (T.Q4_K, 144, 0, 4),
+    (T.Q5_K, 176, 0, 4),
+    (T.Q6_K, 210, 208, 2),
+    (T.Q2_K, 84, 80, 4),
+    (T.Q3_K, 110, 108, 2),
+):
     raw = rng.integers(0, 256, (3, size), dtype=np.uint8)
-    count = 2 if ty == T.Q6_K else 4
     raw[:, at : at + count] = np.ascontiguousarray(halves).view(np.uint8)[:, :count]
     put(ty.name, raw, ty)
+
+# What a writer of Q8_0 is compared with; the ties of the first row round away from zero.
+x = values(64)
+x[0, :4] = [127, 0.5, -1.5, 2.5]
+w.add_tensor("quantized.from", x)
+w.add_tensor("quantized.to", quantize(x, T.Q8_0), raw_dtype=T.Q8_0)
 
 w.write_header_to_file()
 w.write_kv_data_to_file()

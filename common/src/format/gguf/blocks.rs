@@ -17,6 +17,8 @@ pub enum GgmlType {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2K,
+    Q3K,
     Q4K,
     Q5K,
     Q6K,
@@ -25,7 +27,7 @@ pub enum GgmlType {
 use GgmlType::*;
 
 /// Code in the file, type, name, elements in a block, bytes of a block.
-const TYPES: [(u32, GgmlType, &str, usize, usize); 11] = [
+const TYPES: [(u32, GgmlType, &str, usize, usize); 13] = [
     (0, F32, "F32", 1, 4),
     (1, F16, "F16", 1, 2),
     (30, Bf16, "BF16", 1, 2),
@@ -34,16 +36,16 @@ const TYPES: [(u32, GgmlType, &str, usize, usize); 11] = [
     (6, Q5_0, "Q5_0", 32, 22),
     (7, Q5_1, "Q5_1", 32, 24),
     (8, Q8_0, "Q8_0", 32, 34),
+    (10, Q2K, "Q2_K", 256, 84),
+    (11, Q3K, "Q3_K", 256, 110),
     (12, Q4K, "Q4_K", 256, 144),
     (13, Q5K, "Q5_K", 256, 176),
     (14, Q6K, "Q6_K", 256, 210),
 ];
 
 /// Types that exist but are not read, so that a refusal can name them.
-const OTHER_NAMES: [(u32, &str); 23] = [
+const OTHER_NAMES: [(u32, &str); 21] = [
     (9, "Q8_1"),
-    (10, "Q2_K"),
-    (11, "Q3_K"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
     (17, "IQ2_XS"),
@@ -76,6 +78,11 @@ impl GgmlType {
             Some(row) => row.1.to_string(),
             None => format!("number {code}"),
         })
+    }
+
+    /// The type's code in a file.
+    pub fn code(self) -> u32 {
+        self.row().0
     }
 
     /// All names, for messages.
@@ -132,6 +139,8 @@ fn blocks(ty: GgmlType, src: &[u8], out: &mut [f32]) {
         Q5_0 => q5_0,
         Q5_1 => q5_1,
         Q8_0 => q8_0,
+        Q2K => q2_k,
+        Q3K => q3_k,
         Q4K => q4_k,
         Q5K => q5_k,
         Q6K => q6_k,
@@ -195,6 +204,36 @@ fn q8_0(b: &[u8], o: &mut [f32]) {
     let d = half_at(b, 0);
     for (o, q) in o.iter_mut().zip(&b[2..34]) {
         *o = *q as i8 as f32 * d;
+    }
+}
+
+/// scales[16], low nibble sc, high nibble m; qs[64], two halves of four bit pairs; f16 d, f16 dmin. w = d sc q − dmin m
+fn q2_k(b: &[u8], o: &mut [f32]) {
+    let (d, dmin) = (half_at(b, 80), half_at(b, 82));
+    for (i, o) in o.iter_mut().enumerate() {
+        let (part, run, l) = (i / 128, i % 128 / 32, i % 32);
+        let q = b[16 + 32 * part + l] >> (2 * run) & 3;
+        let scales = b[i / 16];
+        *o = d * (scales & 15) as f32 * q as f32 - dmin * (scales >> 4) as f32;
+    }
+}
+
+/// Scale of sub-block j (of 16), 6 bits: its low four in a nibble of bytes 0 to 7, its upper two in bytes 8 to 11.
+fn scale_q3(j: usize, s: &[u8]) -> f32 {
+    let low = s[j % 8] >> (4 * (j / 8)) & 15;
+    let high = s[8 + j % 4] >> (2 * (j / 4)) & 3;
+    ((low | high << 4) as i32 - 32) as f32
+}
+
+/// hmask[32], bit i of byte l set where element l of run i (of 8) is not negative; qs[64] as Q2_K; scales[12]; f16 d.
+/// w = d (sc − 32) (q − 4)
+fn q3_k(b: &[u8], o: &mut [f32]) {
+    let d = half_at(b, 108);
+    for (i, o) in o.iter_mut().enumerate() {
+        let (part, run, l) = (i / 128, i % 128 / 32, i % 32);
+        let low = b[32 + 32 * part + l] >> (2 * run) & 3;
+        let high = b[l] >> (i / 32) & 1;
+        *o = d * scale_q3(i / 16, &b[96..108]) * ((low | high << 2) as i32 - 4) as f32;
     }
 }
 

@@ -94,7 +94,7 @@ fn tensor_infos_that_lie() {
     rejects(&one(&[1 << 62, 2], 0, 0), "whose product fits");
     rejects(&one(&[48], 2, 0), "tensor w of type Q4_0 with rows of 48, expected a multiple of 32");
     rejects(&one(&[128], 12, 0), "Q4_K with rows of 128");
-    rejects(&one(&[32], 10, 0), "tensor w has type Q2_K, expected one of F32, F16, BF16, Q4_0");
+    rejects(&one(&[32], 16, 0), "tensor w has type IQ2_XXS, expected one of F32, F16, BF16, Q4_0");
     rejects(&one(&[32], 99, 0), "tensor w has type number 99");
 }
 
