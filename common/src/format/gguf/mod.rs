@@ -3,12 +3,15 @@
 //! reading a tensor afterwards cannot run outside it.
 
 pub mod blocks;
+pub mod encode;
 pub mod entry;
 mod header;
+pub mod integers;
 pub mod llama;
 mod rope;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod writer;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -120,6 +123,12 @@ impl Gguf {
         blocks::dequantize(info.ty, data, out);
         self.map.forget(data);
         Ok(())
+    }
+
+    /// The tensor's bytes as they stand in the file.
+    pub fn stored(&self, name: &str) -> Result<&[u8]> {
+        let info = self.info(name)?;
+        Ok(&self.map[info.start..info.end])
     }
 
     pub fn get(&self, key: &str) -> Option<&Value> {

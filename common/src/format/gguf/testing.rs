@@ -2,6 +2,37 @@
 
 use std::path::PathBuf;
 
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::quant::grid::{MIN_SCALE, forward_scale};
+use crate::quant::{Integers, LinearGrid, Scheme};
+
+/// A linear [n, k] of this scheme with any codes and zero points, and scales from the smallest to about 1.
+pub fn random_integers(scheme: Scheme, n: usize, k: usize) -> Integers {
+    let mut random = ChaCha8Rng::seed_from_u64(scheme.bits as u64);
+    let mut below = |n: u32| random.next_u32() % n;
+    let codes = (0..n * k).map(|_| below(1 << scheme.bits) as u8).collect();
+    let grids = n * scheme.groups(k);
+    let scale = (0..grids).map(|_| forward_scale(MIN_SCALE * 1.1f32.powi(below(124) as i32))).collect();
+    let zero = (0..grids).map(|_| below(1 << scheme.bits) as f32 + scheme.qmin()).collect();
+    Integers { codes, grid: LinearGrid { scale, zero: scheme.asymmetric.then_some(zero) } }
+}
+
+/// Every scheme that has an exact type in rows of `k`.
+pub fn schemes(k: usize) -> Vec<Scheme> {
+    let mut all = Vec::new();
+    for bits in 2..=8 {
+        for group in [None, Some(32), Some(64), Some(128), Some(256)] {
+            for asymmetric in [false, true] {
+                all.push(Scheme { bits, group, asymmetric });
+            }
+        }
+    }
+    all.retain(|s| super::encode::exact_type(*s, k).is_some());
+    all
+}
+
 pub fn text(s: &str) -> Vec<u8> {
     [(s.len() as u64).to_le_bytes().as_slice(), s.as_bytes()].concat()
 }

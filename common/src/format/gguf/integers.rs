@@ -1,0 +1,232 @@
+//! Blocks of ggml read back as the integers and the grid of a linear, or told why they are none. It is what `fold`
+//! verifies its output by, so it is written from the layouts (`ggml-common.h`, `ggml-quants.c` of ggml) alone and
+//! shares nothing with the writer.
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::blocks::GgmlType;
+use crate::quant::{Integers, LinearGrid, Scheme};
+
+/// What a block says besides its codes, as it stands there.
+#[derive(Clone, Copy, PartialEq)]
+struct Head {
+    d: [u8; 2],
+    /// m of Q4_1; the sub-block minimum of Q2_K; nothing for the other types.
+    m: [u8; 2],
+}
+
+struct Linear {
+    ty: GgmlType,
+    scheme: Scheme,
+    n: usize,
+    k: usize,
+    /// The code of the scheme is the code in the block less this.
+    above: u8,
+}
+
+/// The integers of a linear [n, k]. The error says what was found wrong, for a message that names the tensor.
+pub fn decode(ty: GgmlType, scheme: Scheme, n: usize, k: usize, bytes: &[u8]) -> Result<Integers, String> {
+    let (bits, half) = (scheme.bits, 1u8 << (scheme.bits - 1));
+    let above = match (ty, scheme.asymmetric) {
+        (GgmlType::Q2K, _) if bits == 2 => 0,
+        (GgmlType::Q3K, false) if bits == 3 => 0,
+        (GgmlType::Q4_0, false) if bits <= 4 => 8 - half,
+        (GgmlType::Q4_1, true) if bits <= 4 => 0,
+        (GgmlType::Q8_0, false) => 128 - half,
+        _ => return Err(format!("type {}, which {scheme} is not written as", ty.name())),
+    };
+    let (group, len) = (scheme.group_size(k), ty.block_len());
+    if k == 0 || !k.is_multiple_of(group) || !group.is_multiple_of(len) {
+        return Err(format!("rows of {k} in groups of {group} and blocks of {len}"));
+    }
+    let expected = n.checked_mul(k).and_then(|elements| (elements / len).checked_mul(ty.block_bytes()));
+    if expected != Some(bytes.len()) {
+        return Err(format!("{} bytes of {} for [{n}, {k}]", bytes.len(), ty.name()));
+    }
+    let linear = Linear { ty, scheme, n, k, above };
+    match ty {
+        GgmlType::Q2K => linear.read(bytes, q2_k),
+        GgmlType::Q3K => linear.read(bytes, q3_k),
+        GgmlType::Q4_0 => linear.read(bytes, q4_0),
+        GgmlType::Q4_1 => linear.read(bytes, q4_1),
+        _ => linear.read(bytes, q8_0),
+    }
+}
+
+impl Linear {
+    fn read<const LEN: usize, const BYTES: usize>(
+        &self,
+        bytes: &[u8],
+        block: impl Fn(&[u8; BYTES], &mut [u8; LEN]) -> Result<Head, String> + Sync,
+    ) -> Result<Integers, String> {
+        let (n, k, groups) = (self.n, self.k, self.scheme.groups(self.k));
+        let mut codes = vec![0u8; n * k];
+        let (mut scale, mut zero) = (vec![0f32; n * groups], vec![0f32; n * groups]);
+        let grids = scale.par_chunks_mut(groups).zip(zero.par_chunks_mut(groups));
+        let rows = codes.par_chunks_mut(k).zip(bytes.par_chunks(k / LEN * BYTES)).zip(grids);
+        let wrong = rows.enumerate().find_map_first(|(row, ((codes, bytes), (scale, zero)))| {
+            let parts = codes.chunks_exact_mut(k / groups).zip(bytes.chunks_exact(k / groups / LEN * BYTES));
+            for ((i, (codes, bytes)), (s, z)) in parts.enumerate().zip(scale.iter_mut().zip(zero)) {
+                match self.group(codes, bytes, &block) {
+                    Ok(grid) => (*s, *z) = grid,
+                    Err(found) => return Some(format!("{found} in row {row}, group {i}")),
+                }
+            }
+            None
+        });
+        match wrong {
+            Some(found) => Err(found),
+            None => {
+                let zero = self.scheme.asymmetric.then_some(zero);
+                Ok(Integers { codes, grid: LinearGrid { scale, zero } })
+            }
+        }
+    }
+
+    /// Fills the codes of one group; its scale and zero point.
+    fn group<const LEN: usize, const BYTES: usize>(
+        &self,
+        codes: &mut [u8],
+        bytes: &[u8],
+        block: impl Fn(&[u8; BYTES], &mut [u8; LEN]) -> Result<Head, String>,
+    ) -> Result<(f32, f32), String> {
+        let mut first = None;
+        for (codes, bytes) in codes.as_chunks_mut::<LEN>().0.iter_mut().zip(bytes.as_chunks::<BYTES>().0) {
+            let head = block(bytes, codes)?;
+            let first: &Head = first.get_or_insert(head);
+            if *first != head {
+                let [a, b] = [first, &head].map(|h| f16::from_le_bytes(h.d));
+                return Err(match a == b {
+                    true => "two minima".to_string(),
+                    false => format!("two scales, {a} and {b},"),
+                });
+            }
+        }
+        self.shift(codes)?;
+        match first {
+            Some(head) => self.grid(head),
+            None => Err("no block".to_string()),
+        }
+    }
+
+    /// From the codes of the type to those of the scheme.
+    fn shift(&self, codes: &mut [u8]) -> Result<(), String> {
+        let beyond = !((1u16 << self.scheme.bits) - 1) as u8;
+        let mut bad = 0;
+        for q in codes.iter_mut() {
+            *q = q.wrapping_sub(self.above);
+            bad |= *q & beyond;
+        }
+        if bad == 0 {
+            return Ok(());
+        }
+        let (low, high) = (self.scheme.qmin(), self.scheme.qmax());
+        let at = codes.iter().position(|q| q & beyond != 0).unwrap_or(0);
+        let integer = codes[at].wrapping_add(self.above) as i32 - self.above as i32 + low as i32;
+        Err(format!("the integer {integer}, not in {low} to {high}, at {at}"))
+    }
+
+    /// Scale and zero point of the signed grid.
+    fn grid(&self, head: Head) -> Result<(f32, f32), String> {
+        let s = f16::from_le_bytes(head.d).to_f32();
+        if !(s.is_finite() && s > 0.0) {
+            return Err(format!("scale {s}"));
+        }
+        let offset = match self.ty {
+            GgmlType::Q2K => head.m[0] as f32,
+            GgmlType::Q4_1 => {
+                let m = f16::from_le_bytes(head.m).to_f32();
+                let steps = (-m / s).round();
+                if f16::from_f32(-(steps * s)).to_f32() != m {
+                    return Err(format!("minimum {m}, no multiple of the scale {s},"));
+                }
+                steps
+            }
+            _ => return Ok((s, 0.0)),
+        };
+        let z = offset + self.scheme.qmin();
+        let allowed = if self.scheme.asymmetric { self.scheme.qmin()..=self.scheme.qmax() } else { 0.0..=0.0 };
+        if !allowed.contains(&z) {
+            return Err(format!("zero point {z}, not in {} to {},", allowed.start(), allowed.end()));
+        }
+        Ok((s, z))
+    }
+}
+
+/// f16 d; byte j holds elements j (low nibble) and j + 16.
+fn q4_0(b: &[u8; 18], codes: &mut [u8; 32]) -> Result<Head, String> {
+    nibbles(&b[2..], codes);
+    Ok(Head { d: [b[0], b[1]], m: [0; 2] })
+}
+
+/// f16 d, f16 m; then as Q4_0.
+fn q4_1(b: &[u8; 20], codes: &mut [u8; 32]) -> Result<Head, String> {
+    nibbles(&b[4..], codes);
+    Ok(Head { d: [b[0], b[1]], m: [b[2], b[3]] })
+}
+
+fn nibbles(b: &[u8], codes: &mut [u8; 32]) {
+    let (low, high) = codes.split_at_mut(16);
+    for (b, (low, high)) in b.iter().zip(low.iter_mut().zip(high)) {
+        (*low, *high) = (b & 15, b >> 4);
+    }
+}
+
+/// f16 d; i8 per element, here from 0 on.
+fn q8_0(b: &[u8; 34], codes: &mut [u8; 32]) -> Result<Head, String> {
+    for (b, q) in b[2..].iter().zip(codes) {
+        *q = (*b as i8 as i16 + 128) as u8;
+    }
+    Ok(Head { d: [b[0], b[1]], m: [0; 2] })
+}
+
+/// 16 scales (low nibble) and minima (high nibble); 64 bytes of bit pairs; f16 d, f16 dmin.
+fn q2_k(b: &[u8; 84], codes: &mut [u8; 256]) -> Result<Head, String> {
+    if let Some(scale) = b[..16].iter().find(|s| *s & 15 != 1) {
+        return Err(format!("a sub-block scale of {} for 1", scale & 15));
+    }
+    if b[..16] != [b[0]; 16] {
+        return Err("two minima".to_string());
+    }
+    if b[80..82] != b[82..84] {
+        return Err("a d and a dmin that differ".to_string());
+    }
+    pairs(&b[16..80], codes);
+    Ok(Head { d: [b[80], b[81]], m: [b[0] >> 4, 0] })
+}
+
+/// 32 bytes of third bits, 64 bytes of bit pairs, 16 scales of 6 bits in 12 bytes, f16 d.
+fn q3_k(b: &[u8; 110], codes: &mut [u8; 256]) -> Result<Head, String> {
+    let scales = &b[96..108];
+    for j in 0..16 {
+        let nibble = if j < 8 { scales[j] & 0x0f } else { scales[j - 8] >> 4 };
+        let upper = scales[8 + j % 4] >> (j / 4 * 2) & 0x03;
+        let scale = (nibble + 16 * upper) as i32 - 32;
+        if scale != 1 {
+            return Err(format!("a sub-block scale of {scale} for 1"));
+        }
+    }
+    pairs(&b[32..96], codes);
+    for (i, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (q, third) in codes.iter_mut().zip(&b[..32]) {
+            *q += (third >> i & 1) * 4;
+        }
+    }
+    Ok(Head { d: [b[108], b[109]], m: [0; 2] })
+}
+
+/// Each 32 bytes hold 128 elements: bits 2r and 2r + 1 of byte l are element 32r + l.
+fn pairs(b: &[u8], codes: &mut [u8; 256]) {
+    for (b, codes) in b.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<128>().0) {
+        for (r, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for (q, b) in codes.iter_mut().zip(b) {
+                *q = b >> (2 * r) & 3;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "integers_tests.rs"]
+mod tests;
