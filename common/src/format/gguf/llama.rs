@@ -9,12 +9,14 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::blocks::GgmlType;
+use super::integers::decode;
 use super::rope;
 use super::{Gguf, TensorInfo};
 use crate::error::{Error, Result};
+use crate::quant::{Integers, Scheme};
 
 /// Hugging Face and GGUF names of what a layer has.
-const LAYER: [(&str, &str); 9] = [
+pub(super) const LAYER: [(&str, &str); 9] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -26,10 +28,13 @@ const LAYER: [(&str, &str); 9] = [
     ("mlp.down_proj", "ffn_down"),
 ];
 
-const EMBEDDING: (&str, &str) = ("model.embed_tokens.weight", "token_embd.weight");
-const NORM: (&str, &str) = ("model.norm.weight", "output_norm.weight");
-const HEAD: (&str, &str) = ("lm_head.weight", "output.weight");
-const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(super) const EMBEDDING: (&str, &str) = ("model.embed_tokens.weight", "token_embd.weight");
+pub(super) const NORM: (&str, &str) = ("model.norm.weight", "output_norm.weight");
+pub(super) const HEAD: (&str, &str) = ("lm_head.weight", "output.weight");
+/// What each rotary frequency is divided by (Llama 3's scaling).
+pub const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// The scheme of the linears, in a file that this project wrote.
+pub(super) const SCHEME_KEY: &str = "lrqat.scheme";
 
 const CONVERT_AGAIN: &str = "convert the model again, or give its Hugging Face directory";
 
@@ -91,28 +96,68 @@ impl GgufLlama {
 
     /// The values of a tensor in Hugging Face order, in place of what `out` held. Quantized types come rounded to bf16.
     pub fn read_hf(&self, name: &str, out: &mut Vec<f32>) -> Result<()> {
-        let Some((tensor, stored)) = self.tensors.iter().find(|(t, _)| t.name == name) else {
-            let found = format!("no tensor \"{name}\"");
-            return Err(Error::input(self.gguf.path(), found, "a complete model", CONVERT_AGAIN));
-        };
+        let (tensor, stored) = self.find(name)?;
         self.gguf.read(stored, out)?;
         if self.gguf.info(stored)?.ty.is_quantized() {
             out.par_iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
         }
-        let Widths { heads, kv_heads, head_dim, .. } = self.widths;
-        if name.ends_with("self_attn.q_proj.weight") {
-            *out = rows_to_hf(out, heads, head_dim, tensor.shape[1]);
-        } else if name.ends_with("self_attn.k_proj.weight") {
-            *out = rows_to_hf(out, kv_heads, head_dim, tensor.shape[1]);
+        if let Some(heads) = self.rotated_heads(name) {
+            *out = rows_to_hf(out, heads, self.widths.head_dim, tensor.shape[1]);
         }
         Ok(())
+    }
+
+    /// The scheme of the linears, if this project wrote the file.
+    pub fn scheme(&self) -> Result<Option<Scheme>> {
+        let Some(word) = self.gguf.text(SCHEME_KEY)? else { return Ok(None) };
+        match word.parse() {
+            Ok(scheme) => Ok(Some(scheme)),
+            Err(_) => Err(wrong(&self.gguf, format!("{SCHEME_KEY} {word:?}"), "a scheme, as w4g128")),
+        }
+    }
+
+    /// The integers of a linear (its Hugging Face name without `.weight`) in Hugging Face order.
+    pub fn integers(&self, linear: &str, scheme: Scheme) -> Result<Integers> {
+        let name = format!("{linear}.weight");
+        let (tensor, stored) = self.find(&name)?;
+        let refuse = |found: String| {
+            let cure = "fold the checkpoint again, or give a file that fold wrote";
+            Error::input(self.gguf.path(), format!("{stored} has {found}"), format!("integers of {scheme}"), cure)
+        };
+        let &[n, k] = tensor.shape.as_slice() else { return Err(refuse(format!("shape {:?}", tensor.shape))) };
+        let bytes = self.gguf.stored(stored)?;
+        let mut read = decode(self.gguf.info(stored)?.ty, scheme, n, k, bytes).map_err(refuse)?;
+        self.gguf.forget(bytes);
+        if let Some(heads) = self.rotated_heads(&name) {
+            let (head_dim, groups) = (self.widths.head_dim, scheme.groups(k));
+            read.codes = rows_to_hf(&read.codes, heads, head_dim, k);
+            read.grid.scale = rows_to_hf(&read.grid.scale, heads, head_dim, groups);
+            read.grid.zero = read.grid.zero.map(|zero| rows_to_hf(&zero, heads, head_dim, groups));
+        }
+        Ok(read)
+    }
+
+    fn find(&self, name: &str) -> Result<(&HfTensor, &str)> {
+        match self.tensors.iter().find(|(tensor, _)| tensor.name == name) {
+            Some((tensor, stored)) => Ok((tensor, stored)),
+            None => Err(wrong(&self.gguf, format!("no tensor \"{name}\""), "a complete model")),
+        }
+    }
+
+    /// The heads of the tensors whose rows are in another order than Hugging Face's.
+    fn rotated_heads(&self, name: &str) -> Option<usize> {
+        match name {
+            _ if name.ends_with("self_attn.q_proj.weight") => Some(self.widths.heads),
+            _ if name.ends_with("self_attn.k_proj.weight") => Some(self.widths.kv_heads),
+            _ => None,
+        }
     }
 }
 
 /// llama.cpp rotates neighbouring pairs, Hugging Face the two halves of a head: row 2j + p of a head in the file is its
 /// row p·hd/2 + j there.
-fn rows_to_hf(rows: &[f32], heads: usize, head_dim: usize, k: usize) -> Vec<f32> {
-    let mut out = vec![0.0; rows.len()];
+fn rows_to_hf<T: Copy + Default>(rows: &[T], heads: usize, head_dim: usize, k: usize) -> Vec<T> {
+    let mut out = vec![T::default(); rows.len()];
     let half = head_dim / 2;
     for (i, to) in out.chunks_exact_mut(k).enumerate().take(heads * head_dim) {
         let (head, p, j) = (i / head_dim, i % head_dim / half, i % half);

@@ -1,6 +1,9 @@
-//! Reading GGUF files, versions 2 and 3 (docs/gguf.md of ggml): a header, typed metadata, tensor infos, then the
-//! tensor data, all little-endian. `Gguf::open` checks everything that the header says against the file, so that
-//! reading a tensor afterwards cannot run outside it.
+//! GGUF files, versions 2 and 3 (docs/gguf.md of ggml): a header, typed metadata, tensor infos, then the tensor data,
+//! all little-endian. `Gguf::open` checks everything that the header says against the file, so that reading a tensor
+//! afterwards cannot run outside it.
+//!
+//! Reading: header, blocks (to f32), integers (to the grid of a scheme), llama, rope. Writing: writer, encode,
+//! llama_export. The two sides share names and type codes, no layouts.
 
 pub mod blocks;
 pub mod encode;
@@ -8,6 +11,7 @@ pub mod entry;
 mod header;
 pub mod integers;
 pub mod llama;
+pub mod llama_export;
 mod rope;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -129,6 +133,11 @@ impl Gguf {
     pub fn stored(&self, name: &str) -> Result<&[u8]> {
         let info = self.info(name)?;
         Ok(&self.map[info.start..info.end])
+    }
+
+    /// Lets go of the resident pages of a part of [`Gguf::stored`].
+    pub fn forget(&self, part: &[u8]) {
+        self.map.forget(part);
     }
 
     pub fn get(&self, key: &str) -> Option<&Value> {

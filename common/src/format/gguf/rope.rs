@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use super::Gguf;
 use crate::error::{Error, Result};
 
+/// The parameters of Llama 3's scaling as JSON, in a file that this project wrote.
+pub(super) const SCALING_KEY: &str = "lrqat.rope_scaling";
+
 const CURE: &str = "give the model's Hugging Face directory";
 
 /// `rope_scaling` of config.json, `null` for none. `factors` is `rope_freqs.weight`, empty when absent.
@@ -31,9 +34,11 @@ pub(super) fn scaling(gguf: &Gguf, theta: f64, head_dim: usize, context: u64, fa
         return refuse(format!("linear rope scaling by {f} beside rope_freqs.weight"), "one of the two");
     }
     let original = gguf.uint("llama.rope.scaling.original_context_length")?.filter(|n| *n < context);
-    match (factors.len() == head_dim / 2).then(|| Llama3::fit(theta, factors, original)).flatten() {
-        Some(found) => Ok(found.config()),
-        None => refuse("rope_freqs.weight that is not Llama 3's scaling".into(), "none, linear or Llama 3's"),
+    let stated = gguf.text(SCALING_KEY)?.and_then(Llama3::stated).filter(|stated| stated.explains(theta, factors));
+    let found = stated.or_else(|| Llama3::fit(theta, factors, original));
+    match found {
+        Some(found) if factors.len() == head_dim / 2 => Ok(found.config()),
+        _ => refuse("rope_freqs.weight that is not Llama 3's scaling".into(), "none, linear or Llama 3's"),
     }
 }
 
@@ -56,6 +61,17 @@ fn wavelength(theta: f64, i: usize, half: usize) -> f64 {
 }
 
 impl Llama3 {
+    fn stated(json: &str) -> Option<Llama3> {
+        let json: Value = serde_json::from_str(json).ok()?;
+        let number = |key: &str| json[key].as_f64().filter(|v| *v > 0.0);
+        Some(Llama3 {
+            factor: number("factor")?,
+            low: number("low_freq_factor")?,
+            high: number("high_freq_factor")?,
+            original: number("original_max_position_embeddings")? as u64,
+        })
+    }
+
     /// Only original/low and original/high can be told from the factors; `original` decides between the triples that
     /// mean the same, and without it low is taken as 1, its value in all of Meta's models.
     fn fit(theta: f64, factors: &[f32], original: Option<u64>) -> Option<Llama3> {
