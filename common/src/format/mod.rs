@@ -5,4 +5,10 @@ pub mod atomic;
 pub mod tensor;
 pub mod safetensors;
 pub mod gguf;
+pub mod quantized;
 pub mod compressed_tensors;
+pub mod gptq;
+pub mod awq;
+
+#[cfg(test)]
+mod packed_tests;

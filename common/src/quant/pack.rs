@@ -6,23 +6,59 @@ pub fn words(n: usize, bits: u32) -> usize {
     (n * bits as usize).div_ceil(32)
 }
 
-/// Packs unsigned codes (< 2^bits) into `out`, which has [`words`] elements.
+/// Packs unsigned codes (< 2^bits, 2 to 8 bits) into `out`, which has [`words`] elements.
 pub fn pack(codes: &[u8], bits: u32, out: &mut [u32]) {
-    assert_eq!(out.len(), words(codes.len(), bits));
-    let (mut window, mut filled, mut at) = (0u64, 0, 0);
-    for code in codes {
-        window |= (*code as u64) << filled;
-        filled += bits;
-        if filled >= 32 {
-            out[at] = window as u32;
-            at += 1;
-            window >>= 32;
-            filled -= 32;
+    pack_bytes(codes, bits, bytemuck::cast_slice_mut(out));
+    for word in out {
+        *word = u32::from_le(*word);
+    }
+}
+
+/// [`pack`] into the bytes of little-endian words. Eight codes of b bits are b bytes of the stream, whatever b is.
+#[inline(always)]
+pub fn pack_bytes(codes: &[u8], bits: u32, out: &mut [u8]) {
+    assert_eq!(out.len(), 4 * words(codes.len(), bits));
+    match bits {
+        2 => pack_width::<2>(codes, out),
+        3 => pack_width::<3>(codes, out),
+        4 => pack_width::<4>(codes, out),
+        5 => pack_width::<5>(codes, out),
+        6 => pack_width::<6>(codes, out),
+        7 => pack_width::<7>(codes, out),
+        _ => {
+            out[..codes.len()].copy_from_slice(codes);
+            out[codes.len()..].fill(0);
         }
     }
-    if filled > 0 {
-        out[at] = window as u32;
+}
+
+#[inline(always)]
+fn pack_width<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
+    let blocks = codes.len() / 32;
+    let (whole, rest) = codes.split_at(blocks * 32);
+    let (out, tail) = out.split_at_mut(blocks * 4 * BITS);
+    for (codes, out) in whole.chunks_exact(32).zip(out.chunks_exact_mut(4 * BITS)) {
+        out.copy_from_slice(&pack_block::<BITS>(codes)[..4 * BITS]);
     }
+    let mut last = [0; 32];
+    last[..rest.len()].copy_from_slice(rest);
+    tail.copy_from_slice(&pack_block::<BITS>(&last)[..tail.len()]);
+}
+
+/// 32 codes to 4·BITS bytes; what follows them in the result is of no account.
+#[inline(always)]
+fn pack_block<const BITS: usize>(codes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    for (i, codes) in codes.chunks_exact(8).enumerate() {
+        let x = u64::from_le_bytes([codes[0], codes[1], codes[2], codes[3], codes[4], codes[5], codes[6], codes[7]]);
+        // Neighbours move together: bytes to pairs, pairs to fours, fours to eight.
+        let x = x & 0x00FF_00FF_00FF_00FF | (x & 0xFF00_FF00_FF00_FF00) >> (8 - BITS);
+        let x = x & 0x0000_FFFF_0000_FFFF | (x & 0xFFFF_0000_FFFF_0000) >> (16 - 2 * BITS);
+        let x = x & 0x0000_0000_FFFF_FFFF | (x & 0xFFFF_FFFF_0000_0000) >> (32 - 4 * BITS);
+        // The bytes above BITS are zero, and the next eight codes overwrite them.
+        out[i * BITS..i * BITS + 8].copy_from_slice(&x.to_le_bytes());
+    }
+    out
 }
 
 /// The reverse of [`pack`]: hands out `n` codes in order, from little-endian words.

@@ -10,13 +10,13 @@ use serde_json::Value;
 use super::float::{SupportFiles, open_weights, read_config, read_support_files, sample_files};
 use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, OutputFile};
-use crate::format::compressed_tensors as ct;
+use crate::format::compressed_tensors::pack_quantized as ct;
 use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
 use crate::format::tensor::{Dtype, Tensor, encode_f32};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
 use crate::model::weights::{Codes, HostLinear, Source};
-use crate::quant::Scheme;
+use crate::quant::{LinearGrid, Scheme};
 
 pub const FILE: &str = "model.safetensors";
 
@@ -111,8 +111,11 @@ pub fn write(
                     ));
                 }
                 small.insert(format!("{stem}.weight_scale"), scale);
-                if let Some(zero) = &codes.zero {
-                    let packed = ct::pack_zero_points(zero, linear.n, scheme);
+                if codes.zero.is_some() {
+                    let grid = LinearGrid { scale: codes.scale.clone(), zero: codes.zero.clone() };
+                    let packed = ct::encode_rest("weight_zero_point", linear.n, linear.k, scheme, &grid, scale_type);
+                    let packed =
+                        packed.map_err(|why| Error::input(path, why, "a zero point of the grid", "report this"))?;
                     small.insert(format!("{stem}.weight_zero_point"), packed);
                 }
                 codes.codes.bytes().to_vec()
@@ -214,7 +217,12 @@ impl Source for Folded {
 
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
         let file = self.file(&format!("{}.weight_packed", linear.name))?;
-        let read = ct::read(file, &linear.name, linear.n, linear.k, self.scheme)?;
-        Ok(HostLinear::Codes(Codes { scheme: self.scheme, codes: read.codes, scale: read.scale, zero: read.zero }))
+        let read = ct::read_file(file, &linear.name, linear.n, linear.k, self.scheme)?;
+        Ok(HostLinear::Codes(Codes {
+            scheme: self.scheme,
+            codes: read.codes,
+            scale: read.grid.scale,
+            zero: read.grid.zero,
+        }))
     }
 }

@@ -1,0 +1,209 @@
+//! AWQ, version `gemm`, as AutoAWQ writes it (`modules/linear/gemm.py`, `utils/packing_utils.py`): codes of 4 bits. For
+//! a linear P of shape [N, K] with G groups:
+//!
+//! | tensor | type | shape | |
+//! |---|---|---|---|
+//! | `P.qweight` | i32 | [K, N/8] | word c holds u = W_Z + 8 of the rows 8c .. 8c+7 in the order of [`ORDER`] |
+//! | `P.qzeros` | i32 | [G, N/8] | u of the zero points, in the same order |
+//! | `P.scales` | f16 | [G, N] | |
+//!
+//! w = (u − zero)·scale. The format has no word for a symmetric model: engines always take the zero points, and vLLM
+//! wants `zero_point` true for its fast kernels. So a symmetric model is one whose zero points are all 8.
+//!
+//! `group_size` −1, one scale per row: AutoAWQ, GPTQModel (and so transformers) and vLLM all take it for the whole width,
+//! the latter in `auto_awq.py` and in its kernels of mixed precision; compressed-tensors' converter does not.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::quantized::{self, Lookup};
+use super::safetensors::Spec;
+use super::tensor::Dtype;
+use crate::error::{Error, Result};
+use crate::quant::{Integers, LinearGrid, Scheme};
+
+/// Nibble j of a word holds the row ORDER[j] of its eight.
+const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+
+/// Suffix of the tensor that holds the codes.
+pub const CODES: &str = "qweight";
+
+/// `quantization_config` for config.json.
+pub fn quantization_config(scheme: Scheme) -> Value {
+    json!({
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": scheme.bits,
+        "group_size": scheme.group.map_or(-1, |g| g as i64),
+        "zero_point": true,
+        "modules_to_not_convert": null
+    })
+}
+
+/// The scheme that a `quantization_config` describes; `path` is for messages. With `zero_point` true it is asymmetric,
+/// as far as this object can tell: [`is_symmetric`] looks at the tensors.
+pub fn parse_config(path: &Path, q: &Value) -> Result<Scheme> {
+    let bad = |key: &str, expected: &str| {
+        Error::input(path, format!("{key} {}", q[key]), expected, "choose a model quantized as 4-bit AWQ gemm")
+    };
+    // AutoAWQ's own file has other names for some keys, GPTQModel's another for one.
+    let named = |keys: [&'static str; 2]| if q[keys[0]].is_null() { keys[1] } else { keys[0] };
+    if q["quant_method"] != "awq" {
+        return Err(bad("quant_method", "\"awq\""));
+    }
+    let version = named(["version", "format"]);
+    if !q[version].is_null() && !q[version].as_str().is_some_and(|v| v.eq_ignore_ascii_case("gemm")) {
+        return Err(bad(version, "\"gemm\""));
+    }
+    let bits = named(["bits", "w_bit"]);
+    if q[bits] != 4 {
+        return Err(bad(bits, "4"));
+    }
+    let size = named(["group_size", "q_group_size"]);
+    let group = match q[size].as_i64() {
+        Some(-1) => None,
+        Some(g) if g > 0 => Some(g as usize),
+        _ => return Err(bad(size, "-1 or a positive number")),
+    };
+    let Some(asymmetric) = q["zero_point"].as_bool() else { return Err(bad("zero_point", "true or false")) };
+    Ok(Scheme { bits: 4, group, asymmetric })
+}
+
+/// Why this linear cannot be packed.
+pub fn unfit(linear: &str, n: usize, k: usize, scheme: Scheme) -> Option<String> {
+    if scheme.bits != 4 {
+        return Some(format!("{linear}: AWQ holds 4 bits, not {scheme}; use compressed-tensors"));
+    }
+    if !n.is_multiple_of(8) {
+        return Some(format!("{linear}: AWQ packs 8 rows at a time, not [{n}, {k}]; use compressed-tensors"));
+    }
+    quantized::unfit(linear, n, k, scheme)
+}
+
+/// The tensors of one linear.
+pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme) -> Vec<Spec> {
+    let groups = scheme.groups(k);
+    vec![
+        Spec::new(format!("{linear}.{CODES}"), Dtype::I32, [k, n / 8]),
+        Spec::new(format!("{linear}.qzeros"), Dtype::I32, [groups, n / 8]),
+        Spec::new(format!("{linear}.scales"), Dtype::F16, [groups, n]),
+    ]
+}
+
+/// Columns of W that a task packs, and words that are gathered to a cache line before they are written.
+const COLUMNS: usize = 64;
+const WORDS: usize = 16;
+
+/// `qweight` of codes [N, K], for which [`unfit`] has nothing to say.
+pub fn encode_codes(codes: &[u8], n: usize, k: usize, _: Scheme) -> Vec<u8> {
+    assert_eq!((codes.len(), n % 8), (n * k, 0));
+    let mut out = vec![0; n * k / 2];
+    out.par_chunks_mut(COLUMNS * n / 2).enumerate().for_each(|(block, out)| {
+        let first = block * COLUMNS;
+        let columns = COLUMNS.min(k - first);
+        let mut tile = [[0u8; 4 * WORDS]; COLUMNS];
+        for (c, rows) in codes.chunks(8 * WORDS * k).enumerate() {
+            let words = rows.len() / (8 * k);
+            for (word, rows) in rows.chunks_exact(8 * k).enumerate() {
+                let row = |j: usize| &rows[ORDER[j] * k + first..][..columns];
+                let mut packed = [0u32; COLUMNS];
+                for j in 0..8 {
+                    for (packed, code) in packed.iter_mut().zip(row(j)) {
+                        *packed |= u32::from(*code) << (4 * j);
+                    }
+                }
+                for (tile, packed) in tile.iter_mut().zip(packed) {
+                    tile[4 * word..4 * word + 4].copy_from_slice(&packed.to_le_bytes());
+                }
+            }
+            let from = c * 4 * WORDS;
+            for (out, tile) in out.chunks_exact_mut(n / 2).zip(&tile) {
+                out[from..from + 4 * words].copy_from_slice(&tile[..4 * words]);
+            }
+        }
+    });
+    out
+}
+
+/// Every other tensor of a linear, by its suffix.
+pub fn encode_rest(suffix: &str, n: usize, k: usize, scheme: Scheme, grid: &LinearGrid) -> Result<Vec<u8>, String> {
+    match suffix {
+        "scales" => quantized::encode_scales(grid, n, Dtype::F16, true),
+        "qzeros" => {
+            let zero = quantized::zero_codes(grid, n, k, scheme)?;
+            let word = |z: &[u8]| ORDER.iter().rev().fold(0u32, |word, row| word << 4 | u32::from(z[*row]));
+            Ok(zero.chunks_exact(8).flat_map(|z| word(z).to_le_bytes()).collect())
+        }
+        _ => Err(format!("AWQ has no tensor {suffix}")),
+    }
+}
+
+/// Whether the zero points of a linear are all 8. If those of the first linear are, the model is taken for symmetric,
+/// and [`read`] holds every other linear to it.
+pub fn is_symmetric(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<bool> {
+    let zero = read_zeros(at, linear, n, k, scheme)?;
+    Ok(zero.iter().all(|z| *z == 8))
+}
+
+/// The integers of one linear.
+pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Integers> {
+    let zero = read_zeros(at, linear, n, k, scheme)?;
+    let groups = scheme.groups(k);
+    let unsigned = |row: usize, group: usize| zero[group * n + row];
+    if !scheme.asymmetric
+        && let Some(i) = zero.iter().position(|z| *z != 8)
+    {
+        let found = format!("{linear}.qzeros says {} for row {}, group {}", zero[i], i % n, i / n);
+        return Err(at.bad(found, "8 everywhere, as in the first linear or as zero_point false says"));
+    }
+    let qweight = at.expect(&format!("{linear}.{CODES}"), Dtype::I32, &[k, n / 8])?;
+    let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
+    at.no_bias(linear)?;
+    let scale = (0..n * groups).map(|i| transposed[i % groups * n + i / groups]).collect();
+    let signed = |i: usize| f32::from(unsigned(i / groups, i % groups)) - 8.0;
+    let zero = scheme.asymmetric.then(|| (0..n * groups).map(signed).collect());
+    Ok(Integers { codes: read_codes(qweight.bytes(), n, k), grid: LinearGrid { scale, zero } })
+}
+
+/// Unsigned zero points [G, N].
+fn read_zeros(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Vec<u8>> {
+    if let Some(why) = unfit(linear, n, k, scheme) {
+        return Err(at.bad(why, "a linear that AWQ can hold"));
+    }
+    let t = at.expect(&format!("{linear}.qzeros"), Dtype::I32, &[scheme.groups(k), n / 8])?;
+    Ok((0..scheme.groups(k) * n).map(|i| nibble(t.bytes(), i)).collect())
+}
+
+/// Code i of a run of words: by AutoAWQ's reverse order, row r of eight is nibble [0, 4, 1, 5, 2, 6, 3, 7][r], which is
+/// the low bits of r times four, and its high bits.
+#[inline(always)]
+fn nibble(bytes: &[u8], i: usize) -> u8 {
+    let r = i % 8;
+    let place = r % 2 * 4 + r / 2;
+    bytes[i / 8 * 4 + place / 2] >> (place % 2 * 4) & 15
+}
+
+fn read_codes(qweight: &[u8], n: usize, k: usize) -> Vec<u8> {
+    const ROWS: usize = 8 * WORDS;
+    let mut codes = vec![0; n * k];
+    codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
+        // Through a small block, since rows of W are far apart and often alias in the cache.
+        let mut block = [[0u8; COLUMNS]; ROWS];
+        for first in (0..k).step_by(COLUMNS) {
+            let columns = COLUMNS.min(k - first);
+            let rows = codes.len() / k;
+            for c in 0..columns {
+                let words = &qweight[(first + c) * n / 2 + tile * ROWS / 2..][..rows / 2];
+                for (row, block) in block.iter_mut().take(rows).enumerate() {
+                    block[c] = nibble(words, row);
+                }
+            }
+            for (codes, block) in codes.chunks_exact_mut(k).zip(&block) {
+                codes[first..first + columns].copy_from_slice(&block[..columns]);
+            }
+        }
+    });
+    codes
+}
