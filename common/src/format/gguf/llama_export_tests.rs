@@ -186,6 +186,41 @@ fn names_of_tensors() {
     }
 }
 
+/// For SmolLM2-135M-Instruct, what `convert_hf_to_gguf.py` (llama.cpp as of llama-cpp-python 0.3.36) writes besides the
+/// tokenizer, but for `general.size_label` and its own file type.
+#[test]
+fn metadata_are_those_of_the_converter() {
+    let config = json!({"architectures": ["LlamaForCausalLM"], "head_dim": 64, "hidden_size": 576,
+                        "intermediate_size": 1536, "max_position_embeddings": 8192, "num_attention_heads": 9,
+                        "num_hidden_layers": 30, "num_key_value_heads": 3, "rms_norm_eps": 9.999999747378752e-06,
+                        "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"}, "vocab_size": 49152});
+    let want = [
+        ("general.architecture", Entry::Text("llama".into())),
+        ("general.type", Entry::Text("model".into())),
+        ("general.name", Entry::Text("Smollm2 Hf".into())),
+        ("llama.block_count", Entry::U32(30)),
+        ("llama.context_length", Entry::U32(8192)),
+        ("llama.embedding_length", Entry::U32(576)),
+        ("llama.feed_forward_length", Entry::U32(1536)),
+        ("llama.attention.head_count", Entry::U32(9)),
+        ("llama.attention.head_count_kv", Entry::U32(3)),
+        ("llama.rope.freq_base", Entry::F32(100000.0)),
+        ("llama.attention.layer_norm_rms_epsilon", Entry::F32(1e-5)),
+        ("llama.attention.key_length", Entry::U32(64)),
+        ("llama.attention.value_length", Entry::U32(64)),
+        ("llama.vocab_size", Entry::U32(49152)),
+        ("llama.rope.dimension_count", Entry::U32(64)),
+        ("general.quantization_version", Entry::U32(2)),
+    ];
+    let got = metadata(&config, "Smollm2 Hf", "w4g64".parse().unwrap(), GgmlType::Q4_0).unwrap();
+    for (key, value) in &want {
+        assert_eq!(got.iter().find(|(k, _)| k == key).map(|(_, v)| v), Some(value), "{key}");
+    }
+    let ours: Vec<_> = got.iter().filter(|(k, _)| want.iter().all(|(key, _)| key != k)).cloned().collect();
+    let (file_type, scheme) = (Entry::U32(2), Entry::Text("w4g64".into()));
+    assert_eq!(ours, [("general.file_type".to_string(), file_type), (SCHEME_KEY.to_string(), scheme)]);
+}
+
 #[test]
 fn a_config_that_is_no_model_is_refused() {
     let refused = |edit: &dyn Fn(&mut Value), says: &str| {
