@@ -92,39 +92,52 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme) -> Vec<Spec> {
     ]
 }
 
-/// Columns of W that a task packs, and words that are gathered to a cache line before they are written.
+/// Columns of W that a task packs, and words that it makes of each at a time: a cache line, of eight rows a word.
 const COLUMNS: usize = 64;
 const WORDS: usize = 16;
+const ROWS: usize = 8 * WORDS;
 
 /// `qweight` of codes [N, K], for which [`unfit`] has nothing to say.
 pub fn encode_codes(codes: &[u8], n: usize, k: usize, _: Scheme) -> Vec<u8> {
     assert_eq!((codes.len(), n % 8), (n * k, 0));
     let mut out = vec![0; n * k / 2];
     out.par_chunks_mut(COLUMNS * n / 2).enumerate().for_each(|(block, out)| {
-        let first = block * COLUMNS;
-        let columns = COLUMNS.min(k - first);
-        let mut tile = [[0u8; 4 * WORDS]; COLUMNS];
-        for (c, rows) in codes.chunks(8 * WORDS * k).enumerate() {
-            let words = rows.len() / (8 * k);
-            for (word, rows) in rows.chunks_exact(8 * k).enumerate() {
-                let row = |j: usize| &rows[ORDER[j] * k + first..][..columns];
-                let mut packed = [0u32; COLUMNS];
-                for j in 0..8 {
-                    for (packed, code) in packed.iter_mut().zip(row(j)) {
-                        *packed |= u32::from(*code) << (4 * j);
-                    }
-                }
-                for (tile, packed) in tile.iter_mut().zip(packed) {
-                    tile[4 * word..4 * word + 4].copy_from_slice(&packed.to_le_bytes());
-                }
-            }
-            let from = c * 4 * WORDS;
-            for (out, tile) in out.chunks_exact_mut(n / 2).zip(&tile) {
-                out[from..from + 4 * words].copy_from_slice(&tile[..4 * words]);
-            }
-        }
+        quantized::simd(
+            #[inline(always)]
+            || pack_columns(codes, block * COLUMNS, n, k, out),
+        )
     });
     out
+}
+
+/// The words of up to [`COLUMNS`] columns from `first` on: `out` [columns, N/8].
+#[inline(always)]
+fn pack_columns(codes: &[u8], first: usize, n: usize, k: usize, out: &mut [u8]) {
+    let columns = COLUMNS.min(k - first);
+    let mut block = [[0u8; COLUMNS]; ROWS];
+    let mut packed = [[0u32; COLUMNS]; WORDS];
+    for (tile, codes) in codes.chunks(ROWS * k).enumerate() {
+        // Gathered before they are packed, so that the cache misses of many rows overlap.
+        for (block, codes) in block.iter_mut().zip(codes.chunks_exact(k)) {
+            block[..columns].copy_from_slice(&codes[first..first + columns]);
+        }
+        let words = codes.len() / (8 * k);
+        for (packed, rows) in packed[..words].iter_mut().zip(block.chunks_exact(8)) {
+            let mut words = [0; COLUMNS];
+            for (j, row) in ORDER.into_iter().enumerate() {
+                for (word, code) in words.iter_mut().zip(rows[row]) {
+                    *word |= u32::from(code) << (4 * j);
+                }
+            }
+            *packed = words;
+        }
+        for (c, out) in out.chunks_exact_mut(n / 2).enumerate() {
+            let out = &mut out[4 * WORDS * tile..][..4 * words];
+            for (out, packed) in out.chunks_exact_mut(4).zip(&packed) {
+                out.copy_from_slice(&packed[c].to_le_bytes());
+            }
+        }
+    }
 }
 
 /// Every other tensor of a linear, by its suffix.
@@ -186,18 +199,19 @@ fn nibble(bytes: &[u8], i: usize) -> u8 {
 }
 
 fn read_codes(qweight: &[u8], n: usize, k: usize) -> Vec<u8> {
-    const ROWS: usize = 8 * WORDS;
     let mut codes = vec![0; n * k];
     codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
         // Through a small block, since rows of W are far apart and often alias in the cache.
         let mut block = [[0u8; COLUMNS]; ROWS];
+        let rows = codes.len() / k;
         for first in (0..k).step_by(COLUMNS) {
             let columns = COLUMNS.min(k - first);
-            let rows = codes.len() / k;
             for c in 0..columns {
                 let words = &qweight[(first + c) * n / 2 + tile * ROWS / 2..][..rows / 2];
-                for (row, block) in block.iter_mut().take(rows).enumerate() {
-                    block[c] = nibble(words, row);
+                for (word, block) in words.chunks_exact(4).zip(block.chunks_exact_mut(8)) {
+                    for (row, block) in block.iter_mut().enumerate() {
+                        block[c] = nibble(word, row);
+                    }
                 }
             }
             for (codes, block) in codes.chunks_exact_mut(k).zip(&block) {

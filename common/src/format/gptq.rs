@@ -141,7 +141,7 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme) -> Vec<Spec> {
     ]
 }
 
-/// Columns of W that a task packs, and rows whose words are gathered to a cache line before they are written.
+/// Columns of W that a task packs, and rows that it takes at a time: their words fill a cache line.
 const COLUMNS: usize = 128;
 const ROWS: usize = 16;
 
@@ -151,25 +151,37 @@ pub fn encode_codes(codes: &[u8], n: usize, k: usize, scheme: Scheme) -> Vec<u8>
     let mut out = vec![0; 4 * pack::words(k, scheme.bits) * n];
     let task = 4 * pack::words(COLUMNS, scheme.bits) * n;
     out.par_chunks_mut(task).enumerate().for_each(|(block, out)| {
-        let columns = block * COLUMNS..k.min((block + 1) * COLUMNS);
-        let words = pack::words(columns.len(), scheme.bits);
-        let mut line = [0; COLUMNS];
-        let mut tile = [[0u8; 4 * ROWS]; COLUMNS / 4];
-        for first in (0..n).step_by(ROWS) {
-            let rows = ROWS.min(n - first);
-            for row in 0..rows {
-                let codes = &codes[(first + row) * k..][columns.clone()];
-                pack::pack_bytes(codes, scheme.bits, &mut line[..4 * words]);
-                for (tile, word) in tile.iter_mut().zip(line[..4 * words].chunks_exact(4)) {
-                    tile[4 * row..4 * row + 4].copy_from_slice(word);
-                }
-            }
-            for (out, tile) in out.chunks_exact_mut(4 * n).zip(&tile) {
-                out[4 * first..4 * (first + rows)].copy_from_slice(&tile[..4 * rows]);
-            }
-        }
+        quantized::simd(
+            #[inline(always)]
+            || pack_columns(codes, block * COLUMNS, n, k, scheme.bits, out),
+        )
     });
     out
+}
+
+/// The words of up to [`COLUMNS`] columns from `first` on: `out` [words, N].
+#[inline(always)]
+fn pack_columns(codes: &[u8], first: usize, n: usize, k: usize, bits: u32, out: &mut [u8]) {
+    let columns = COLUMNS.min(k - first);
+    let words = pack::words(columns, bits);
+    let mut block = [0; ROWS * COLUMNS];
+    let mut packed = [[0; 4]; ROWS * COLUMNS / 4];
+    for (tile, codes) in codes.chunks(ROWS * k).enumerate() {
+        // Gathered before they are packed, so that the cache misses of many rows overlap.
+        let rows = codes.len() / k;
+        for (block, codes) in block.chunks_exact_mut(columns).zip(codes.chunks_exact(k)) {
+            block.copy_from_slice(&codes[first..first + columns]);
+        }
+        // The columns are whole words, so that rows do not run into each other.
+        let packed = &mut packed[..rows * words];
+        pack::pack_bytes(&block[..rows * columns], bits, packed.as_flattened_mut());
+        for (word, out) in out.chunks_exact_mut(4 * n).enumerate() {
+            let out = &mut out[4 * ROWS * tile..][..4 * rows];
+            for (row, out) in out.chunks_exact_mut(4).enumerate() {
+                out.copy_from_slice(&packed[row * words + word]);
+            }
+        }
+    }
 }
 
 /// Every other tensor of a linear, by its suffix.
@@ -218,7 +230,13 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, versi
     let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
     at.no_bias(linear)?;
     let scale = (0..n * groups).map(|i| transposed[i % groups * n + i / groups]).collect();
-    Ok(Integers { codes: read_codes(qweight.bytes(), n, k, bits), grid: LinearGrid { scale, zero } })
+    let codes = match bits {
+        2 => read_codes::<2>(qweight.bytes(), n, k),
+        3 => read_codes::<3>(qweight.bytes(), n, k),
+        4 => read_codes::<4>(qweight.bytes(), n, k),
+        _ => read_codes::<8>(qweight.bytes(), n, k),
+    };
+    Ok(Integers { codes, grid: LinearGrid { scale, zero } })
 }
 
 fn check_g_idx(at: &Lookup, linear: &str, k: usize, scheme: Scheme) -> Result<()> {
@@ -274,16 +292,16 @@ fn read_zeros(
     Ok(scheme.asymmetric.then_some(zero))
 }
 
-fn read_codes(qweight: &[u8], n: usize, k: usize, bits: usize) -> Vec<u8> {
+fn read_codes<const BITS: usize>(qweight: &[u8], n: usize, k: usize) -> Vec<u8> {
     let mut codes = vec![0; n * k];
     codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
         // A run of columns at a time for all rows of the tile, whose words share cache lines.
         for (block, from) in (0..k).step_by(COLUMNS).enumerate() {
             let columns = from..k.min(from + COLUMNS);
-            let (first, words) = (block * COLUMNS * bits / 32, columns.len() * bits / 32);
+            let (first, words) = (block * COLUMNS * BITS / 32, columns.len() * BITS / 32);
             for (row, codes) in codes.chunks_exact_mut(k).enumerate() {
                 let at = tile * ROWS + row;
-                unpack(bits, words, |word| word_at(qweight, (first + word) * n + at), &mut codes[columns.clone()]);
+                unpack(BITS, words, |word| word_at(qweight, (first + word) * n + at), &mut codes[columns.clone()]);
             }
         }
     });

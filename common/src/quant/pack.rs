@@ -34,31 +34,37 @@ pub fn pack_bytes(codes: &[u8], bits: u32, out: &mut [u8]) {
 
 #[inline(always)]
 fn pack_width<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
-    let blocks = codes.len() / 32;
-    let (whole, rest) = codes.split_at(blocks * 32);
-    let (out, tail) = out.split_at_mut(blocks * 4 * BITS);
-    for (codes, out) in whole.chunks_exact(32).zip(out.chunks_exact_mut(4 * BITS)) {
-        out.copy_from_slice(&pack_block::<BITS>(codes)[..4 * BITS]);
+    const RUN: usize = 32;
+    for (codes, out) in codes.chunks(8 * RUN).zip(out.chunks_mut(BITS * RUN)) {
+        let mut eights = [0u64; RUN];
+        if codes.len() == 8 * RUN {
+            for (eight, codes) in eights.iter_mut().zip(codes.chunks_exact(8)) {
+                *eight = gather::<BITS>(codes.try_into().unwrap_or_default());
+            }
+            for (out, eight) in out.chunks_exact_mut(BITS).zip(eights) {
+                out.copy_from_slice(&eight.to_le_bytes()[..BITS]);
+            }
+        } else {
+            for (eight, codes) in eights.iter_mut().zip(codes.chunks(8)) {
+                let mut padded = [0; 8];
+                padded[..codes.len()].copy_from_slice(codes);
+                *eight = gather::<BITS>(padded);
+            }
+            for (out, eight) in out.chunks_mut(BITS).zip(eights) {
+                out.copy_from_slice(&eight.to_le_bytes()[..out.len()]);
+            }
+        }
     }
-    let mut last = [0; 32];
-    last[..rest.len()].copy_from_slice(rest);
-    tail.copy_from_slice(&pack_block::<BITS>(&last)[..tail.len()]);
 }
 
-/// 32 codes to 4·BITS bytes; what follows them in the result is of no account.
+/// Eight codes of BITS bits in the low 8·BITS bits.
 #[inline(always)]
-fn pack_block<const BITS: usize>(codes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    for (i, codes) in codes.chunks_exact(8).enumerate() {
-        let x = u64::from_le_bytes([codes[0], codes[1], codes[2], codes[3], codes[4], codes[5], codes[6], codes[7]]);
-        // Neighbours move together: bytes to pairs, pairs to fours, fours to eight.
-        let x = x & 0x00FF_00FF_00FF_00FF | (x & 0xFF00_FF00_FF00_FF00) >> (8 - BITS);
-        let x = x & 0x0000_FFFF_0000_FFFF | (x & 0xFFFF_0000_FFFF_0000) >> (16 - 2 * BITS);
-        let x = x & 0x0000_0000_FFFF_FFFF | (x & 0xFFFF_FFFF_0000_0000) >> (32 - 4 * BITS);
-        // The bytes above BITS are zero, and the next eight codes overwrite them.
-        out[i * BITS..i * BITS + 8].copy_from_slice(&x.to_le_bytes());
-    }
-    out
+fn gather<const BITS: usize>(codes: [u8; 8]) -> u64 {
+    // Neighbours move together: bytes to pairs, pairs to fours, fours to eight.
+    let x = u64::from_le_bytes(codes);
+    let x = x & 0x00FF_00FF_00FF_00FF | (x & 0xFF00_FF00_FF00_FF00) >> (8 - BITS);
+    let x = x & 0x0000_FFFF_0000_FFFF | (x & 0xFFFF_0000_FFFF_0000) >> (16 - 2 * BITS);
+    x & 0x0000_0000_FFFF_FFFF | (x & 0xFFFF_FFFF_0000_0000) >> (32 - 4 * BITS)
 }
 
 /// The reverse of [`pack`]: hands out `n` codes in order, from little-endian words.
@@ -88,7 +94,7 @@ mod tests {
     #[test]
     fn every_bit_is_where_the_format_says() {
         for bits in 2..=8 {
-            for n in [1, 7, 32, 33, 100] {
+            for n in [1, 7, 32, 33, 100, 255, 256, 300, 1024] {
                 let codes: Vec<u8> = (0..n).map(|i| ((i * 37 + 11) % (1 << bits)) as u8).collect();
                 let mut packed = vec![0; words(n, bits)];
                 pack(&codes, bits, &mut packed);

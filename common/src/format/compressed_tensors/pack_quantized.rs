@@ -63,9 +63,14 @@ pub fn encode_codes(codes: &[u8], n: usize, k: usize, scheme: Scheme) -> Vec<u8>
     let rows = (1 << 16) / k.max(1) + 1;
     let mut out = vec![0; n * row];
     out.par_chunks_mut(rows * row).zip(codes.par_chunks(rows * k)).for_each(|(out, codes)| {
-        for (out, codes) in out.chunks_exact_mut(row).zip(codes.chunks_exact(k)) {
-            pack::pack_bytes(codes, scheme.bits, out);
-        }
+        quantized::simd(
+            #[inline(always)]
+            || {
+                for (out, codes) in out.chunks_exact_mut(row).zip(codes.chunks_exact(k)) {
+                    pack::pack_bytes(codes, scheme.bits, out);
+                }
+            },
+        );
     });
     out
 }
@@ -141,14 +146,39 @@ pub fn read_packed(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme
 /// The integers of one linear, element by element where the format says that they lie.
 pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Integers> {
     let packed = read_packed(at, linear, n, k, scheme)?;
-    let (bits, words) = (scheme.bits as usize, packed.codes.shape[1]);
+    let unpack = match scheme.bits {
+        2 => unpack_row::<2>,
+        3 => unpack_row::<3>,
+        4 => unpack_row::<4>,
+        5 => unpack_row::<5>,
+        6 => unpack_row::<6>,
+        7 => unpack_row::<7>,
+        _ => unpack_row::<8>,
+    };
     let mut codes = vec![0; n * k];
-    codes.par_chunks_mut(k).zip(packed.codes.bytes().par_chunks(4 * words)).for_each(|(codes, row)| {
-        for (e, code) in codes.iter_mut().enumerate() {
-            *code = element(e, bits, |word| word_at(row, word));
-        }
-    });
+    let rows = packed.codes.bytes().par_chunks(4 * packed.codes.shape[1]);
+    codes.par_chunks_mut(k).zip(rows).for_each(|(codes, row)| unpack(row, codes));
     Ok(Integers { codes, grid: packed.grid })
+}
+
+fn unpack_row<const BITS: usize>(row: &[u8], codes: &mut [u8]) {
+    quantized::simd(
+        #[inline(always)]
+        || {
+            // 32 elements are BITS whole words.
+            for (codes, row) in codes.chunks_mut(32).zip(row.chunks(4 * BITS)) {
+                let mut words = [0; BITS];
+                for (i, word) in words.iter_mut().take(row.len() / 4).enumerate() {
+                    *word = word_at(row, i);
+                }
+                let mut all = [0; 32];
+                for (e, code) in all.iter_mut().enumerate() {
+                    *code = element(e, BITS, |word| words[word]);
+                }
+                codes.copy_from_slice(&all[..codes.len()]);
+            }
+        },
+    );
 }
 
 /// Element e of a run begins at bit e·b of it: its low bits are in one word, what is left of them in the next.

@@ -1,17 +1,20 @@
 //! The packed formats together: what is written comes back, and a reader refuses what is not as its format says.
 
+mod configurations;
+mod refusals;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::compressed_tensors::{int_quantized, pack_quantized};
-use super::gptq::Version;
-use super::quantized::Lookup;
-use super::safetensors::{Spec, TensorFile};
-use super::tensor::{Dtype, Tensor};
-use super::{awq, gptq};
 use crate::error::Result;
+use crate::format::compressed_tensors::{int_quantized, pack_quantized};
+use crate::format::gptq::Version;
+use crate::format::quantized::Lookup;
+use crate::format::safetensors::{Spec, TensorFile};
+use crate::format::tensor::{Dtype, Tensor};
+use crate::format::{awq, gptq};
 use crate::quant::{Integers, LinearGrid, Scheme};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -144,4 +147,79 @@ fn what_is_written_comes_back() {
         });
     }
     assert!(told > 400, "{told}");
+}
+
+/// tests/data/packed.safetensors: what compressed-tensors and GPTQModel packed, both ways.
+#[test]
+fn other_projects_pack_the_same() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/packed.safetensors");
+    let file = TensorFile::open(&path).unwrap();
+    let mut told = BTreeMap::new();
+    for case in file.names().filter_map(|name| name.strip_suffix("/codes")) {
+        let part = |name: &str| file.get(&format!("{case}/{name}"));
+        let codes = part("codes").unwrap();
+        let (n, k) = (codes.shape[0], codes.shape[1]);
+        let scheme: Scheme = case.split('/').next().unwrap().parse().unwrap();
+        let grid = LinearGrid { scale: part("scale").unwrap().to_f32(), zero: part("zero").map(Tensor::to_f32) };
+        let w = Integers { codes: codes.bytes().to_vec(), grid };
+        for (name, kind) in ["pack-quantized", "int-quantized", "gptq", "gptq_v2", "awq"].into_iter().zip(KINDS) {
+            // v1 differs from v2 in the zero points only, and only these are in the file.
+            let of = |format: &str, tensor: &str| part(&format!("{format}/{tensor}")).cloned();
+            let theirs = |tensor: &str| of(name, tensor).or_else(|| of(&format!("{name}_v2"), tensor));
+            if kind.unfit(n, k, scheme).is_some() {
+                continue;
+            }
+            let ours = kind.write(&w, n, k, scheme).unwrap();
+            let theirs: Tensors = ours.keys().filter_map(|name| Some((name.clone(), theirs(name)?))).collect();
+            if theirs.is_empty() {
+                continue;
+            }
+            for (tensor, ours) in &ours {
+                let theirs = &theirs[tensor];
+                assert_eq!((ours.dtype, &ours.shape), (theirs.dtype, &theirs.shape), "{name} {case} {tensor}");
+                assert!(ours.bytes() == theirs.bytes(), "{name} {case} {tensor}");
+            }
+            assert!(kind.read(&theirs, n, k, scheme).unwrap() == w, "{name} {case}");
+            *told.entry(name).or_insert(0) += 1;
+        }
+    }
+    let counts = [("awq", 4), ("gptq", 10), ("gptq_v2", 10), ("int-quantized", 2), ("pack-quantized", 16)];
+    assert_eq!(told, counts.into_iter().collect::<BTreeMap<_, _>>());
+}
+
+/// The words of a symmetric model, as AutoGPTQ and AutoAWQ are known to write them.
+#[test]
+fn symmetric_zero_points_are_the_known_words() {
+    let word = |kind: Kind, bits| {
+        let scheme = Scheme { bits, group: Some(32), asymmetric: false };
+        let tensors = kind.write(&random(64, 64, scheme, 0), 64, 64, scheme).unwrap();
+        tensors["l.qzeros"].bytes().chunks(4).map(|w| u32::from_le_bytes(w.try_into().unwrap())).collect::<Vec<_>>()
+    };
+    let (v1, v2) = (Kind::Gptq(Version::V1), Kind::Gptq(Version::V2));
+    let known = [(v1, 4, 0x7777_7777), (v2, 4, 0x8888_8888), (v1, 8, 0x7F7F_7F7F), (v2, 8, 0x8080_8080)];
+    for (kind, bits, known) in
+        known.into_iter().chain([(v1, 2, 0x5555_5555), (v2, 2, 0xAAAA_AAAA), (Kind::Awq, 4, 0x8888_8888)])
+    {
+        assert!(word(kind, bits).iter().all(|w| *w == known), "{kind:?} {bits}");
+    }
+    // 3 and 4, repeated every three bits over three words.
+    assert_eq!(word(v1, 3)[..3], [0xDB6D_B6DB, 0xB6DB_6DB6, 0x6DB6_DB6D]);
+    assert_eq!(word(v2, 3)[..3], [0x2492_4924, 0x4924_9249, 0x9249_2492]);
+}
+
+#[test]
+fn the_codes_of_gptq_3_bits_lie_as_its_authors_say() {
+    // v10 and v21 straddle; only v10 = 5 and v21 = 3 are not zero.
+    let scheme: Scheme = "w3pc".parse().unwrap();
+    let mut codes = vec![0; 32 * 32];
+    (codes[10], codes[21]) = (5, 3);
+    let bytes = gptq::encode_codes(&codes, 32, 32, scheme);
+    let word = |row: usize| u32::from_le_bytes(bytes[row * 128..row * 128 + 4].try_into().unwrap());
+    assert_eq!([word(0), word(1), word(2)], [1 << 30, 1 | 1 << 31, 1]);
+}
+
+fn refuses(result: Result<impl Sized>, says: &[&str]) {
+    let Err(e) = result else { panic!("accepted, expected {says:?}") };
+    let e = e.to_string();
+    assert!(says.iter().all(|s| e.contains(s)) && !e.contains('\n'), "{e:?} does not say {says:?}");
 }
