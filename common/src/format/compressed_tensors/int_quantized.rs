@@ -7,9 +7,9 @@
 //! | `P.weight_scale` | the model's | [N, G] | |
 //!
 //! w = W_Z·scale. Source: `compressors/naive_quantized/base.py` of the package, and vLLM's
-//! `compressed_tensors_w8a8_int8.py`. vLLM takes the format only with `input_activations` of 8 bits (dynamic per token,
-//! as written here, or static) and one scale per channel; without activations it ends with an AttributeError
-//! (`_is_static_tensor_w8a8`), with groups it finds no scheme. transformers decompresses all of these.
+//! `compressed_tensors_w8a8_int8.py`. Both engines want the `input_activations`, dynamic per token as written here:
+//! without them vLLM ends with an AttributeError (`_is_static_tensor_w8a8`), and transformers takes the tensors for
+//! pack-quantized unless it is told to dequantize. vLLM also wants one scale per channel; transformers takes groups.
 
 use std::path::Path;
 

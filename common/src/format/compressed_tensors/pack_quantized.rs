@@ -126,7 +126,13 @@ pub fn read_packed(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme
     }
     let (bits, groups) = (scheme.bits as usize, scheme.groups(k));
     let words = |codes: usize| (codes * bits).div_ceil(32);
-    let codes = at.expect(&format!("{linear}.{CODES}"), Dtype::I32, &[n, words(k)])?;
+    let name = format!("{linear}.{CODES}");
+    let padded = k.div_ceil(32 / bits);
+    if padded != words(k) && at.get(&name).is_some_and(|t| t.shape == [n, padded]) {
+        let found = format!("{name} has padding in each word, as compressed-tensors wrote it before 0.17");
+        return Err(at.bad(found, "dense packing"));
+    }
+    let codes = at.expect(&name, Dtype::I32, &[n, words(k)])?;
     let name = format!("{linear}.weight_shape");
     let shape = at.expect(&name, Dtype::I64, &[2])?;
     if shape.bytes() != [(n as u64).to_le_bytes(), (k as u64).to_le_bytes()].concat() {

@@ -174,6 +174,14 @@ fn values_that_engines_would_take_otherwise_are_refused() {
 }
 
 #[test]
+fn padded_words_of_old_releases_are_told_by_their_shape() {
+    let scheme: Scheme = "w3pc".parse().unwrap();
+    let mut tensors = Kind::Pack.write(&random(8, 64, scheme, 0), 8, 64, scheme).unwrap();
+    tensors.insert("l.weight_packed".into(), Tensor::owned(vec![0; 8 * 7 * 4], Dtype::I32, vec![8, 7]));
+    refuses(Kind::Pack.read(&tensors, 8, 64, scheme), &["l.weight_packed has padding", "before 0.17"]);
+}
+
+#[test]
 fn awq_tells_a_symmetric_model_by_its_zero_points() {
     let (sym, asym): (Scheme, Scheme) = ("w4g16".parse().unwrap(), "w4g16z".parse().unwrap());
     let path = Path::new("model");
