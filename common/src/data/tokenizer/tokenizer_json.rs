@@ -18,6 +18,10 @@ impl Kind {
         use Kind::*;
         [Normal, Unknown, Control, User, Unused, Byte].get(usize::try_from(code).ok()?.checked_sub(1)?).copied()
     }
+
+    pub fn code(self) -> i32 {
+        self as i32 + 1
+    }
 }
 
 #[derive(Debug, Clone)]
