@@ -21,7 +21,7 @@ pub fn hf_tokenizer_files(gguf: &Gguf) -> Result<Vec<(String, Vec<u8>)>> {
         Some("gpt2") => {
             let name = gguf.text("tokenizer.ggml.pre")?.unwrap_or("default");
             let Some(pre) = byte_bpe::pre(name) else {
-                let expected = format!("one of: {}", byte_bpe::PRE_NAMES);
+                let expected = format!("one of: {}", byte_bpe::PRE_NAMES.join(", "));
                 return Err(wrong(gguf, format!("pre-tokenizer \"{name}\""), expected));
             };
             specials.add_bos = gguf.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(pre.adds_bos);
@@ -125,10 +125,24 @@ fn config(gguf: &Gguf, pieces: &[Piece], specials: &Specials) -> Result<Value> {
     if let Some(pad) = text(specials.pad) {
         config["pad_token"] = json!(pad);
     }
-    if let Some(template) = gguf.text("tokenizer.chat_template")? {
-        config["chat_template"] = json!(template);
+    if let Some(template) = chat_template(gguf)? {
+        config["chat_template"] = template;
     }
     Ok(config)
+}
+
+/// A text, or the list of named templates where there are others than the default one.
+fn chat_template(gguf: &Gguf) -> Result<Option<Value>> {
+    let default = gguf.text("tokenizer.chat_template")?;
+    let Some(names) = gguf.texts("tokenizer.chat_templates")? else { return Ok(default.map(Value::from)) };
+    let mut all: Vec<Value> = default.iter().map(|text| json!({"name": "default", "template": text})).collect();
+    for name in names {
+        match gguf.text(&format!("tokenizer.chat_template.{name}"))? {
+            Some(text) => all.push(json!({"name": name, "template": text})),
+            None => return Err(wrong(gguf, format!("chat template {name:?} only by name"), "its text")),
+        }
+    }
+    Ok(Some(Value::Array(all)))
 }
 
 #[cfg(test)]
@@ -180,8 +194,8 @@ mod tests {
         refused(0, kv_text("tokenizer.ggml.model", "bert"), "tokenizer \"bert\", expected one of: gpt2");
         refused(
             1,
-            kv_text("tokenizer.ggml.pre", "qwen2"),
-            "pre-tokenizer \"qwen2\", expected one of: smollm, llama-bpe",
+            kv_text("tokenizer.ggml.pre", "falcon"),
+            "pre-tokenizer \"falcon\", expected one of: smollm, llama-bpe",
         );
         refused(2, kv_uint("tokenizer.ggml.tokens", 6), "is an integer");
         refused(2, kv_uint("other", 6), "no tokenizer.ggml.tokens");

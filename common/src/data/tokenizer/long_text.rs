@@ -17,7 +17,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::byte_bpe::{DEFAULT_SPLITS, LLAMA3_SPLIT};
+use super::byte_bpe::{DEFAULT_SPLITS, LLAMA3_SPLIT, QWEN2_SPLIT};
 use super::spm::SPACE;
 
 /// Bytes of a piece: large against what a call costs, small against a core's cache (the fastest of 1 B to 1 MB).
@@ -108,7 +108,7 @@ fn splits_into_words(pre: &Value) -> bool {
         Some("Split") => {
             let pattern = step["pattern"]["Regex"].as_str().unwrap_or("");
             let isolated = step["behavior"] == "Isolated" && step["invert"] != true;
-            isolated && (pattern == LLAMA3_SPLIT || DEFAULT_SPLITS.contains(&pattern))
+            isolated && ([LLAMA3_SPLIT, QWEN2_SPLIT].contains(&pattern) || DEFAULT_SPLITS.contains(&pattern))
         }
         _ => false,
     };

@@ -2,11 +2,15 @@
 //! metadata or from a SentencePiece model.
 
 mod byte_bpe;
+mod chat_template;
 mod files;
 mod from_gguf;
 mod long_text;
+mod pre_name;
 mod sentencepiece;
 mod spm;
+mod spm_scores;
+mod to_gguf;
 mod tokenizer_json;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +20,7 @@ use serde_json::Value;
 
 pub use files::hf_files;
 pub use from_gguf::hf_tokenizer_files;
+pub use to_gguf::gguf_entries;
 
 use crate::error::{Error, Result};
 use long_text::Cut;
@@ -55,28 +60,18 @@ impl Tokenizer {
 
     /// From the files that a directory would hold; `origin` is what messages name.
     pub fn from_files(origin: &Path, files: &[(String, Vec<u8>)]) -> Result<Tokenizer> {
-        let file = |name: &str| files.iter().find(|f| f.0 == name).map(|f| f.1.as_slice());
-        let parse = |name: &str| match file(name) {
-            None => Ok(Value::Null),
-            Some(bytes) => serde_json::from_slice(bytes).map_err(|e| {
-                Error::input(origin.join(name), format!("not JSON ({e})"), "a JSON object", "fetch it again")
-            }),
-        };
-        let (config, special_map) = (parse(CONFIG)?, parse(SPECIAL_MAP)?);
-        let json = match (file(TOKENIZER), file(SENTENCEPIECE)) {
-            (Some(_), _) => parse(TOKENIZER)?,
-            (None, Some(model)) => sentencepiece::tokenizer_json(&origin.join(SENTENCEPIECE), model, &config)?,
-            (None, None) => {
-                let expected = format!("{TOKENIZER} or {SENTENCEPIECE}");
-                return Err(Error::input(origin, "no tokenizer", expected, "copy the model's tokenizer files there"));
-            }
-        };
-        let model_names = match (file(TOKENIZER), file(SENTENCEPIECE)) {
+        Tokenizer::defined(origin, files, &definition(origin, files)?)
+    }
+
+    /// By this definition; the other files name its special tokens.
+    fn defined(origin: &Path, files: &[(String, Vec<u8>)], json: &Value) -> Result<Tokenizer> {
+        let (config, special_map) = (parse(origin, files, CONFIG)?, parse(origin, files, SPECIAL_MAP)?);
+        let model_names = match (file(files, TOKENIZER), file(files, SENTENCEPIECE)) {
             (None, Some(model)) => sentencepiece::special_names(model),
             _ => (None, None),
         };
         let named = |key: &str| special_name(&config, key).or_else(|| special_name(&special_map, key));
-        Tokenizer::new(origin, &json, named("bos_token").or(model_names.0), named("eos_token").or(model_names.1))
+        Tokenizer::new(origin, json, named("bos_token").or(model_names.0), named("eos_token").or(model_names.1))
     }
 
     fn new(origin: &Path, json: &Value, bos: Option<String>, eos: Option<String>) -> Result<Tokenizer> {
@@ -174,6 +169,32 @@ impl Tokenizer {
     /// BLAKE3 of the canonical tokenizer.json: the same for files that differ only in how they are written.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+}
+
+fn file<'a>(files: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a [u8]> {
+    files.iter().find(|f| f.0 == name).map(|f| f.1.as_slice())
+}
+
+/// Null if there is no such file.
+fn parse(origin: &Path, files: &[(String, Vec<u8>)], name: &str) -> Result<Value> {
+    let Some(bytes) = file(files, name) else { return Ok(Value::Null) };
+    serde_json::from_slice(bytes)
+        .map_err(|e| Error::input(origin.join(name), format!("not JSON ({e})"), "a JSON object", "fetch it again"))
+}
+
+/// tokenizer.json, or what it would be for the SentencePiece model.
+fn definition(origin: &Path, files: &[(String, Vec<u8>)]) -> Result<Value> {
+    match (file(files, TOKENIZER), file(files, SENTENCEPIECE)) {
+        (Some(_), _) => parse(origin, files, TOKENIZER),
+        (None, Some(model)) => {
+            let config = parse(origin, files, CONFIG)?;
+            sentencepiece::tokenizer_json(&origin.join(SENTENCEPIECE), model, &config)
+        }
+        (None, None) => {
+            let expected = format!("{TOKENIZER} or {SENTENCEPIECE}");
+            Err(Error::input(origin, "no tokenizer", expected, "copy the model's tokenizer files there"))
+        }
     }
 }
 

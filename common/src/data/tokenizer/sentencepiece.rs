@@ -178,6 +178,11 @@ pub(super) fn tokenizer_json(path: &Path, bytes: &[u8], config: &Value) -> Resul
     Ok(spm::tokenizer_json(&model.pieces, &specials, model.space_before))
 }
 
+/// The pieces of a model, if it is one.
+pub(super) fn pieces(bytes: &[u8]) -> Option<Vec<Piece>> {
+    Model::parse(bytes).map(|model| model.pieces)
+}
+
 /// Names of BOS and EOS for a directory without a tokenizer_config.json.
 pub(super) fn special_names(bytes: &[u8]) -> (Option<String>, Option<String>) {
     let Some(model) = Model::parse(bytes) else { return (None, None) };

@@ -18,6 +18,10 @@ impl Kind {
         use Kind::*;
         [Normal, Unknown, Control, User, Unused, Byte].get(usize::try_from(code).ok()?.checked_sub(1)?).copied()
     }
+
+    pub fn code(self) -> i32 {
+        self as i32 + 1
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -51,8 +55,15 @@ pub(super) fn repeated(pieces: &[Piece]) -> Option<&str> {
     pieces.iter().map(|p| p.text.as_str()).find(|text| !seen.insert(*text))
 }
 
+/// The name that llama.cpp's converter gives to a row of the embedding that no token has.
+pub(super) fn padding(id: usize) -> String {
+    format!("[PAD{id}]")
+}
+
+/// Without padding, which no text gives.
 pub(super) fn vocab(pieces: &[Piece]) -> Value {
-    Value::Object(pieces.iter().enumerate().map(|(id, p)| (p.text.clone(), json!(id))).collect())
+    let real = |(id, p): &(usize, &Piece)| p.kind != Kind::Unused || p.text != padding(*id);
+    Value::Object(pieces.iter().enumerate().filter(real).map(|(id, p)| (p.text.clone(), json!(id))).collect())
 }
 
 /// Pairs of texts as "left right", the form that every version reads, unless a text holds a space.
