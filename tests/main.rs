@@ -14,5 +14,7 @@ mod golden;
 mod recipes;
 /// All stages one after another: what they print, skip, replace and resume.
 mod pipeline;
+/// Every format that `fold` writes.
+mod formats;
 /// Everything that can be wrong with an input, an output or a command line, a row each.
 mod faults;

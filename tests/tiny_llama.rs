@@ -1,4 +1,4 @@
-//! A random LLaMA small enough to train in milliseconds (d 32, 2 layers, a vocabulary of 300 with a byte-level BPE), and
+//! A random LLaMA small enough to train in milliseconds (2 layers, a vocabulary of 300 with a byte-level BPE), and
 //! a text: both the same each time. Its safetensors file is written here by hand, so that it can also be written wrong.
 
 use std::fs;
@@ -7,11 +7,17 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 pub const VOCAB: usize = 300;
-const D: usize = 32;
-const FFN: usize = 64;
 const LAYERS: usize = 2;
-/// Four heads of 8 share two key-value heads.
-const KV: usize = 16;
+
+/// Widths of a model with four heads, which share two key-value heads.
+pub struct Widths {
+    pub d: usize,
+    pub ffn: usize,
+}
+
+pub const TINY: Widths = Widths { d: 32, ffn: 64 };
+/// For groups of 128 and blocks of 256.
+pub const WIDE: Widths = Widths { d: 256, ffn: 512 };
 
 /// Pairs that the tokenizer merges, most frequent first; Ġ is a space.
 const MERGES: [&str; 42] = [
@@ -67,10 +73,10 @@ pub fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
 }
 
-pub fn config() -> Value {
+pub fn config_of(widths: &Widths) -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "torch_dtype": "bfloat16",
-        "hidden_size": D, "intermediate_size": FFN, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+        "hidden_size": widths.d, "intermediate_size": widths.ffn, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "tie_word_embeddings": false, "bos_token_id": 0, "eos_token_id": 1
     })
@@ -78,15 +84,20 @@ pub fn config() -> Value {
 
 /// Weights in bf16, uniform in ±1/√K.
 pub fn tensors() -> Vec<Tensor> {
-    let mut all = vec![matrix("model.embed_tokens", VOCAB, D), matrix("lm_head", VOCAB, D), norm("model.norm")];
+    tensors_of(&TINY)
+}
+
+pub fn tensors_of(widths: &Widths) -> Vec<Tensor> {
+    let (d, ffn, kv) = (widths.d, widths.ffn, widths.d / 2);
+    let mut all = vec![matrix("model.embed_tokens", VOCAB, d), matrix("lm_head", VOCAB, d), norm("model.norm", d)];
     for layer in 0..LAYERS {
         let p = format!("model.layers.{layer}");
-        all.push(norm(&format!("{p}.input_layernorm")));
-        all.push(norm(&format!("{p}.post_attention_layernorm")));
-        for (name, n, k) in [("q", D, D), ("k", KV, D), ("v", KV, D), ("o", D, D)] {
+        all.push(norm(&format!("{p}.input_layernorm"), d));
+        all.push(norm(&format!("{p}.post_attention_layernorm"), d));
+        for (name, n, k) in [("q", d, d), ("k", kv, d), ("v", kv, d), ("o", d, d)] {
             all.push(matrix(&format!("{p}.self_attn.{name}_proj"), n, k));
         }
-        for (name, n, k) in [("gate", FFN, D), ("up", FFN, D), ("down", D, FFN)] {
+        for (name, n, k) in [("gate", ffn, d), ("up", ffn, d), ("down", d, ffn)] {
             all.push(matrix(&format!("{p}.mlp.{name}_proj"), n, k));
         }
     }
@@ -99,9 +110,9 @@ fn matrix(name: &str, n: usize, k: usize) -> Tensor {
     Tensor { name: format!("{name}.weight"), dtype: "BF16", shape: vec![n, k], bytes }
 }
 
-fn norm(name: &str) -> Tensor {
-    let bytes = (0..D).flat_map(|i| bf16(1.0 + i as f32 / 64.0)).collect();
-    Tensor { name: format!("{name}.weight"), dtype: "BF16", shape: vec![D], bytes }
+fn norm(name: &str, d: usize) -> Tensor {
+    let bytes = (0..d).flat_map(|i| bf16(1.0 + (i % 32) as f32 / 64.0)).collect();
+    Tensor { name: format!("{name}.weight"), dtype: "BF16", shape: vec![d], bytes }
 }
 
 /// Truncated, which is as good as rounded here.
@@ -146,10 +157,14 @@ pub fn tokenizer() -> Value {
 
 /// The model's directory.
 pub fn write(dir: &Path) {
+    write_of(dir, &TINY);
+}
+
+pub fn write_of(dir: &Path, widths: &Widths) {
     fs::create_dir_all(dir).expect("a directory");
-    fs::write(dir.join("model.safetensors"), safetensors(&tensors())).expect("weights");
+    fs::write(dir.join("model.safetensors"), safetensors(&tensors_of(widths))).expect("weights");
     for (name, value) in [
-        ("config.json", config()),
+        ("config.json", config_of(widths)),
         ("tokenizer.json", tokenizer()),
         ("tokenizer_config.json", json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": false})),
         ("generation_config.json", json!({"bos_token_id": 0, "eos_token_id": 1})),

@@ -98,13 +98,15 @@ fn run() -> Result<()> {
     let asked = asked(&args, &backend, reference.as_ref(), &texts, &task_files)?;
     let mut report = Report::default();
     for (path, artefact) in paths.iter().zip(&artefacts) {
-        let measured = blake3::hash(format!("{asked} {}", artefact.digest()?).as_bytes()).to_hex().to_string();
+        let digest = artefact.digest()?;
+        let measured = blake3::hash(format!("{asked} {digest}").as_bytes()).to_hex().to_string();
         let one = match kept.find(&measured) {
             Some(known) => ArtefactReport { path: path.display().to_string(), ..known },
             None => evaluate(&args, &backend, path, artefact, reference.as_ref(), &texts, &tasks)?,
         };
-        let measured = args.output.as_ref().map(|_| measured);
-        report.artefacts.push(ArtefactReport { measured, ..one });
+        let kept_as_file = |digest: String| args.output.as_ref().map(|_| digest);
+        let (digest, measured) = (kept_as_file(digest), kept_as_file(measured));
+        report.artefacts.push(ArtefactReport { digest, measured, ..one });
         kept.save(&report)?;
     }
     kept.finish()?;
@@ -192,6 +194,7 @@ fn evaluate(
         scheme: artefact.scheme().map(|s| s.to_string()),
         ppl: Map::new(),
         tasks: Map::new(),
+        digest: None,
         measured: None,
     };
     let other = match reference {

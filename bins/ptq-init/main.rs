@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use common::cli::{self, flags::Common, progress};
-use common::error::Result;
-use common::format::atomic::{OutputFile, PartDir};
+use common::error::{Error, Result};
+use common::format::atomic::{FileDigest, OutputFile, PartDir};
 use common::format::safetensors::TensorWriter;
-use common::model::names;
-use common::quant::{LinearGrid, Scheme, fit::Fit};
-use common::stage::float::FloatModel;
+use common::model::names::{self, LinearName};
+use common::model::weights::Source;
+use common::quant::{LinearGrid, Scheme, fit::Fit, grid};
+use common::stage::base::BaseModel;
 use common::stage::record::{self, Begin, Input, Kind, Record};
 use common::stage::scales;
 
@@ -18,11 +19,12 @@ use common::stage::scales;
 #[derive(Parser)]
 #[command(name = "ptq-init", version)]
 struct Args {
-    /// Hugging Face model directory, or a .gguf
+    /// Hugging Face model directory, or a .gguf; in floating point, or quantized (GPTQ, AWQ, compressed-tensors, or a
+    /// GGUF that fold wrote)
     model: PathBuf,
-    /// What is quantized and how: w4g128, w3pc, w2g64z
+    /// What is quantized and how: w4g128, w3pc, w2g64z [default: that of a quantized model, whose integers are kept]
     #[arg(long)]
-    scheme: Scheme,
+    scheme: Option<Scheme>,
     /// minmax, or lp:P, the grid search that minimizes Σ|w − ŵ|^P
     #[arg(long, default_value = "lp:3")]
     fit: Fit,
@@ -40,43 +42,67 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let args: Args = cli::parse()?;
     args.common.start()?;
-    let model = FloatModel::open(&cli::input_path(&args.model)?)?;
-    for linear in names::linears(&model.config) {
-        args.scheme.check_width(&linear.name, linear.k)?;
-    }
-    let mut record = wanted(&args, &model)?;
+    let model = BaseModel::open(&cli::input_path(&args.model)?)?;
+    let scheme = scheme(&args, &model)?;
+    let linears = names::linears(model.config());
+    linears.iter().try_for_each(|linear| scheme.check_width(&linear.name, linear.k))?;
+    let mut record = wanted(&args, &model, scheme)?;
     match record::begin(&args.output, &record, args.common.force, false)? {
         Begin::Done => {}
         Begin::Write(part) => {
-            record.files.insert(scales::FILE.into(), fit_all(&args, &model, &part)?);
+            record.files.insert(scales::FILE.into(), write(&args, &model, scheme, &linears, &part)?);
             record::commit(part, &record)?;
         }
     }
     cli::print_path(&args.common, &args.output)
 }
 
-fn wanted(args: &Args, model: &FloatModel) -> Result<Record> {
+/// The scheme asked for, or that of the model.
+fn scheme(args: &Args, model: &BaseModel) -> Result<Scheme> {
+    match (args.scheme, model.scheme()) {
+        (None, None) => Err(Error::usage(
+            format!("{}: no --scheme for a model in floating point", model.path().display()),
+            "give one, as in --scheme w4g128",
+        )),
+        (Some(asked), Some(own)) if asked != own => {
+            let told = format!("{}: its {own} integers are rounded again to {asked}", model.path().display());
+            cli::say(&args.common, "ptq-init", told);
+            Ok(asked)
+        }
+        (asked, own) => Ok(asked.or(own).expect("one of them is there")),
+    }
+}
+
+/// Are the integers and scales of the model kept as they are?
+fn keeps(model: &BaseModel, scheme: Scheme) -> bool {
+    model.scheme() == Some(scheme)
+}
+
+fn wanted(args: &Args, model: &BaseModel, scheme: Scheme) -> Result<Record> {
     let path = record::relative_path(model.path(), &args.output)?;
     let input = Input { role: "model".into(), path, digest: model.fingerprint()? };
-    let arguments = serde_json::json!({"scheme": args.scheme.to_string(), "fit": args.fit.to_string()});
-    Ok(Record::new(Kind::Scales, Some(args.scheme.to_string()), arguments, vec![input]))
+    let fit = if keeps(model, scheme) { "kept".to_string() } else { args.fit.to_string() };
+    let arguments = serde_json::json!({"scheme": scheme.to_string(), "fit": fit});
+    Ok(Record::new(Kind::Scales, Some(scheme.to_string()), arguments, vec![input]))
 }
 
 /// Tensor by tensor: memory does not grow with the model.
-fn fit_all(args: &Args, model: &FloatModel, part: &PartDir) -> Result<common::format::atomic::FileDigest> {
-    let linears = names::linears(&model.config);
-    let specs = linears.iter().flat_map(|l| scales::specs(l, args.scheme)).collect();
+fn write(args: &Args, model: &BaseModel, scheme: Scheme, linears: &[LinearName], part: &PartDir) -> Result<FileDigest> {
+    let specs = linears.iter().flat_map(|l| scales::specs(l, scheme)).collect();
     let file = OutputFile::create(&part.join(scales::FILE))?;
-    let mut writer = TensorWriter::create(file, specs, &[("scheme", args.scheme.to_string())])?;
+    let mut writer = TensorWriter::create(file, specs, &[("scheme", scheme.to_string())])?;
     let bar = progress::count(&args.common, "ptq-init", linears.len() as u64);
+    let mut rounded = 0;
     // The writer's order is by name and a linear's two tensors follow each other, so each is fitted once.
     let mut fitted: Option<(String, LinearGrid)> = None;
     for spec in writer.order().to_vec() {
         let (stem, _) = spec.name.rsplit_once('.').expect("the specs are named <linear>.<what>");
         if fitted.as_ref().is_none_or(|(name, _)| name != stem) {
             let linear = linears.iter().find(|l| l.name == stem).expect("the specs come from the linears");
-            let weight = model.tensor(&format!("{stem}.weight"), &[linear.n, linear.k])?;
-            let grid = scales::fit_linear(&weight, linear, args.scheme, args.fit, model.path())?;
+            let grid = match model.integers(linear, scheme)? {
+                Some(integers) => kept(integers.grid, linear, model, &mut rounded)?,
+                None => scales::fit_linear(&model.weight(linear)?, linear, scheme, args.fit, model.path())?,
+            };
             fitted = Some((stem.to_string(), grid));
             bar.inc(1);
         }
@@ -85,5 +111,23 @@ fn fit_all(args: &Args, model: &FloatModel, part: &PartDir) -> Result<common::fo
         }
     }
     bar.finish_and_clear();
+    if rounded > 0 {
+        let told = format!("{rounded} scales have more than 8 significant bits: they are used rounded to bf16");
+        cli::say(&args.common, "ptq-init", told);
+    }
     writer.finish()
+}
+
+/// The grid of a quantized model; counts the scales that the forward pass rounds.
+fn kept(kept: LinearGrid, linear: &LinearName, model: &BaseModel, rounded: &mut usize) -> Result<LinearGrid> {
+    if let Some(small) = kept.scale.iter().find(|s| **s < grid::MIN_SCALE) {
+        return Err(Error::input(
+            model.path(),
+            format!("{} has a scale of {small:e}", linear.name),
+            format!("at least {:e} (2^-17), which is exact in f16 and bf16", grid::MIN_SCALE),
+            "start from the original model",
+        ));
+    }
+    *rounded += kept.scale.iter().filter(|s| grid::forward_scale(**s) != **s).count();
+    Ok(kept)
 }

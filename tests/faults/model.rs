@@ -317,17 +317,6 @@ fn configurations() {
             says: &["model: ", "neither model.safetensors", "expected", "; convert pytorch_model.bin"],
         },
         Fault {
-            name: "a quantized model",
-            spoil: |_| {},
-            line: "ptq-init folded --scheme w4g8 -o out",
-            status: 1,
-            says: &[
-                "folded: already quantized",
-                "expected a model with floating-point weights",
-                "; start from the original",
-            ],
-        },
-        Fault {
             name: "a model quantized some other way",
             spoil: |d| config(d, |c| c["quantization_config"] = json!({"quant_method": "gptq", "bits": 4})),
             line: "eval model --ppl text.txt --ctx 64",

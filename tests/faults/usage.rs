@@ -31,7 +31,11 @@ fn words_that_are_not_known() {
         ),
         usage("a device", "eval model --ppl text.txt --device tpu", &["'tpu'", "--device", "auto, cpu, cuda", "; "]),
         usage("a flag", "ptq-init model --schem w4g8 -o out", &["'--schem'", "; ", "'--scheme'"]),
-        usage("no scheme", "ptq-init model -o out", &["--scheme <SCHEME>", "; see --help"]),
+        usage(
+            "no scheme",
+            "ptq-init model -o out",
+            &["model: no --scheme for a model in floating point", "; give one"],
+        ),
         usage("no -o", "fold checkpoint", &["--output <DIR>", "; see --help"]),
         usage("no -o to train into", "qat-step wrapped --shards shards", &["--output <DIR>", "; see --help"]),
         usage("a number", "lr-wrap scales --rank many -o out", &["'many'", "--rank", "; see --help"]),

@@ -10,7 +10,7 @@ use common::model::forward::Batch;
 use common::model::names::LinearName;
 use common::model::weights::{HostLinear, HostLowRank, Source};
 use common::quant::{Phi, Scheme};
-use common::stage::float::FloatModel;
+use common::stage::base::BaseModel;
 
 /// Names of the files, the scheme's word, φ and the rank (`CASES` in make_golden.py).
 pub const CASES: [(&str, &str, Phi, usize); 6] = [
@@ -28,7 +28,7 @@ pub struct Case {
     pub stored: Phi,
     pub rank: usize,
     pub file: TensorFile,
-    pub model: FloatModel,
+    pub model: BaseModel,
 }
 
 impl Case {
@@ -71,11 +71,11 @@ impl Case {
 
 impl Source for Case {
     fn config(&self) -> &Config {
-        &self.model.config
+        self.model.config()
     }
 
     fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.model.tensor(name, shape)
+        self.model.float(name, shape)
     }
 
     /// At the start values.
@@ -109,8 +109,8 @@ impl Source for FoldedSource<'_> {
 }
 
 /// The float model.
-pub fn stories(shared: &Path) -> FloatModel {
-    FloatModel::open(&shared.join("data/models/stories260K")).unwrap()
+pub fn stories(shared: &Path) -> BaseModel {
+    BaseModel::open(&shared.join("data/models/stories260K")).unwrap()
 }
 
 /// The tokens of all cases, [4, 128].

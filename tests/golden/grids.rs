@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use common::model::names;
+use common::model::weights::Source;
 use common::quant::LinearGrid;
 use common::quant::fit::Fit;
 use common::stage::scales::fit_linear;
@@ -16,9 +17,9 @@ fn scales_equal_to_one_ulp_and_phi_exactly() {
     for case in Case::all(&shared) {
         let (scheme, mut worst, mut differ, mut all) = (case.scheme, 0, 0, 0);
         let fit = if scheme.asymmetric { Fit::MinMax } else { Fit::Lp(3.0) };
-        for linear in names::linears(&case.model.config) {
+        for linear in names::linears(case.model.config()) {
             let (n, k, name) = (linear.n, linear.k, &linear.name);
-            let w = case.model.tensor(&format!("{name}.weight"), &[n, k]).unwrap();
+            let w = case.model.float(&format!("{name}.weight"), &[n, k]).unwrap();
             let fitted = fit_linear(&w, &linear, scheme, fit, Path::new("stories260K")).unwrap();
             let golden = case.tensor(&format!("{name}.scale0"));
             for (at, (ours, golden)) in fitted.scale.iter().zip(&golden).enumerate() {

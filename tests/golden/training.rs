@@ -165,7 +165,7 @@ pub fn train(runner: &mut Runner, batch: &Batch, prepare: impl Fn(&mut Runner)) 
 /// The part of the integers that are equal, and the largest relative difference of a scale.
 fn compare_final(case: &Case, params: &Params<Cpu>) -> (f64, f64) {
     let (mut equal, mut all, mut scales) = (0, 0, 0f64);
-    for linear in names::linears(&case.model.config) {
+    for linear in names::linears(case.model.config()) {
         let lowrank = OpenEnds { case, params }.lowrank(&linear);
         let codes = unpack(&lowrank.fold(linear.n, linear.k).codes, case.scheme, linear.k);
         let golden = case.file.get(&format!("final.{}.codes", linear.name)).unwrap().bytes();

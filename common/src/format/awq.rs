@@ -74,10 +74,10 @@ pub fn parse_config(path: &Path, q: &Value) -> Result<Scheme> {
 /// Why this linear cannot be packed.
 pub fn unfit(linear: &str, n: usize, k: usize, scheme: Scheme) -> Option<String> {
     if scheme.bits != 4 {
-        return Some(format!("{linear}: AWQ holds 4 bits, not {scheme}; use compressed-tensors"));
+        return Some(format!("{linear}: AWQ holds 4 bits, not {scheme}"));
     }
     if !n.is_multiple_of(8) {
-        return Some(format!("{linear}: AWQ packs 8 rows at a time, not [{n}, {k}]; use compressed-tensors"));
+        return Some(format!("{linear}: AWQ packs 8 rows at a time, not [{n}, {k}]"));
     }
     quantized::unfit(linear, n, k, scheme)
 }

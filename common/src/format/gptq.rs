@@ -119,12 +119,11 @@ pub fn parse_config(path: &Path, q: &Value) -> Result<(Version, Scheme)> {
 pub fn unfit(linear: &str, n: usize, k: usize, scheme: Scheme) -> Option<String> {
     let bits = scheme.bits;
     if !BITS.contains(&bits) {
-        return Some(format!("{linear}: GPTQ holds 2, 3, 4 or 8 bits, not {scheme}; use compressed-tensors"));
+        return Some(format!("{linear}: GPTQ holds 2, 3, 4 or 8 bits, not {scheme}"));
     }
     let unit = if bits == 3 { 32 } else { 32 / bits as usize };
     if !n.is_multiple_of(unit) || !k.is_multiple_of(unit) {
-        let cure = "use compressed-tensors";
-        return Some(format!("{linear}: GPTQ packs {unit} codes of {bits} bits at a time, not [{n}, {k}]; {cure}"));
+        return Some(format!("{linear}: GPTQ packs {unit} codes of {bits} bits at a time, not [{n}, {k}]"));
     }
     quantized::unfit(linear, n, k, scheme)
 }
@@ -201,9 +200,7 @@ pub fn encode_rest(
             if version == Version::V1 {
                 if let Some(at) = zero.iter().position(|z| *z == 0) {
                     let place = format!("row {}, group {}", at % n, at / n);
-                    return Err(format!(
-                        "the unsigned zero point of {place} is 0, which GPTQ v1 cannot say; use gptq-v2"
-                    ));
+                    return Err(format!("the unsigned zero point of {place} is 0, which GPTQ v1 cannot say"));
                 }
                 zero.iter_mut().for_each(|z| *z -= 1);
             }

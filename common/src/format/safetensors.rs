@@ -100,7 +100,8 @@ impl TensorFile {
         Ok(t.clone())
     }
 
-    fn find(&self, name: &str) -> Result<&Tensor> {
+    /// A tensor that must be there.
+    pub fn find(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| {
             Error::input(&self.path, format!("no tensor {name}"), "it to be there", "fetch or make the file again")
         })
@@ -178,6 +179,17 @@ impl TensorWriter {
         assert!(spec.name == name && spec.bytes() == bytes.len(), "{name}: tensors are written in order and whole");
         self.next += 1;
         self.file.write(bytes)
+    }
+
+    /// The next tensor of [`TensorWriter::order`] as it lies in another file.
+    pub fn copy(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        let spec = &self.specs[self.next];
+        assert!(
+            spec.name == name && (spec.dtype, &spec.shape) == (tensor.dtype, &tensor.shape),
+            "{name}: as announced"
+        );
+        self.next += 1;
+        tensor.for_each_part(|part| self.file.write(part))
     }
 
     pub fn finish(self) -> Result<FileDigest> {

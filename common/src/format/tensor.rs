@@ -7,6 +7,7 @@ use half::{bf16, f16};
 pub use safetensors::Dtype;
 
 use super::mmap::Mmap;
+use crate::error::Result;
 
 /// Row-major bytes with type and shape.
 #[derive(Debug, Clone)]
@@ -50,6 +51,19 @@ impl Tensor {
         if let Bytes::Mapped(map, range) = &self.bytes {
             map.forget(&map[range.clone()]);
         }
+    }
+
+    /// Hands out the bytes part by part, a few MiB of whole blocks at a time, and lets go of the pages
+    /// of each: a tensor of any size is copied in little memory.
+    pub fn for_each_part(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        const PART: usize = 8 << 20;
+        for part in self.bytes().chunks(PART) {
+            each(part)?;
+            if let Bytes::Mapped(map, _) = &self.bytes {
+                map.forget(part);
+            }
+        }
+        Ok(())
     }
 
     pub fn len(&self) -> usize {

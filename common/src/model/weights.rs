@@ -10,7 +10,7 @@ use crate::compute::backend::{Backend, LowRank, LowRankGrads, Weight};
 use crate::compute::cpu::simd::simd;
 use crate::error::Result;
 use crate::format::tensor::{Dtype, Tensor};
-use crate::quant::{Phi, Scheme, grid, pack};
+use crate::quant::{Integers, LinearGrid, Phi, Scheme, grid, pack};
 
 /// Any artefact that holds a whole model.
 pub trait Source: Sync {
@@ -51,40 +51,106 @@ pub struct HostLowRank {
 }
 
 impl HostLowRank {
-    /// W_Z = clip(round(Φ0 + α/r·AB)), packed, with the forward scales: what the tool `fold` writes and what
-    /// evaluation of a checkpoint computes with.
+    /// The grid of the forward pass.
+    pub fn grid(&self) -> LinearGrid {
+        LinearGrid { scale: self.scale.iter().map(|s| grid::forward_scale(*s)).collect(), zero: self.zero.clone() }
+    }
+
+    /// W_Z = clip(round(Φ0 + α/r·AB)) and the forward scales, packed: what evaluation of a checkpoint computes with.
     pub fn fold(&self, n: usize, k: usize) -> Codes {
+        let codes = pack_rows(
+            self.scheme,
+            n,
+            k,
+            #[inline(always)]
+            |first, z| self.real(first, k, z),
+        );
+        let LinearGrid { scale, zero } = self.grid();
+        Codes { scheme: self.scheme, codes, scale, zero }
+    }
+
+    /// The same, not packed: what the tool `fold` writes.
+    pub fn integers(&self, n: usize, k: usize) -> Integers {
+        let codes = round_rows(
+            self.scheme,
+            n,
+            k,
+            k,
+            #[inline(always)]
+            |first, z| self.real(first, k, z),
+            |codes, out| out.copy_from_slice(codes),
+        );
+        Integers { codes, grid: self.grid() }
+    }
+
+    /// Z of a few rows from row `first` on.
+    #[inline(always)]
+    fn real(&self, first: usize, k: usize, z: &mut [f32]) {
         let row_bytes = self.stored.row_bytes(self.scheme, k);
-        let factor = self.alpha / self.rank as f32;
-        let codes = pack_rows(self.scheme, n, k, |first, z| {
-            let rows = z.len() / k;
-            for (i, z) in z.chunks_exact_mut(k).enumerate() {
-                let row = first + i;
-                let packed = &self.phi.bytes()[row * row_bytes..(row + 1) * row_bytes];
-                self.stored.unpack_row(self.scheme, packed, z);
-            }
-            grid::add_lowrank(z, &self.a[first * self.rank..(first + rows) * self.rank], &self.b, self.rank, factor);
-        });
-        let scale = self.scale.iter().map(|s| grid::forward_scale(*s)).collect();
-        Codes { scheme: self.scheme, codes, scale, zero: self.zero.clone() }
+        let rows = z.len() / k;
+        for (i, z) in z.chunks_exact_mut(k).enumerate() {
+            let row = first + i;
+            let packed = &self.phi.bytes()[row * row_bytes..(row + 1) * row_bytes];
+            self.stored.unpack_row(self.scheme, packed, z);
+        }
+        let a = &self.a[first * self.rank..(first + rows) * self.rank];
+        grid::add_lowrank(z, a, &self.b, self.rank, self.alpha / self.rank as f32);
     }
 }
 
-/// Rounds and packs Z, made by `real` for a few rows from row `first` on, in parallel.
+impl Codes {
+    /// Integers that lie unpacked, packed in parallel.
+    pub fn pack(scheme: Scheme, n: usize, k: usize, integers: &Integers) -> Codes {
+        let words = pack::words(k, scheme.bits);
+        let mut bytes = vec![0u8; n * words * 4];
+        bytes
+            .par_chunks_mut(words * 4)
+            .zip(integers.codes.par_chunks(k))
+            .for_each_init(|| vec![0u32; words], |packed, (out, codes)| pack_row(codes, scheme.bits, packed, out));
+        let LinearGrid { scale, zero } = integers.grid.clone();
+        Codes { scheme, codes: Tensor::owned(bytes, Dtype::I32, vec![n, words]), scale, zero }
+    }
+}
+
+/// Rounds and packs Z, made by `real` (`#[inline(always)]`) for a few rows from row `first` on, in parallel.
 pub fn pack_rows(scheme: Scheme, n: usize, k: usize, real: impl Fn(usize, &mut [f32]) + Sync) -> Tensor {
     let words = pack::words(k, scheme.bits);
-    let mut bytes = vec![0u8; n * words * 4];
+    let bytes = round_rows(scheme, n, k, words * 4, real, |codes, out| {
+        pack_row(codes, scheme.bits, &mut vec![0; words], out);
+    });
+    Tensor::owned(bytes, Dtype::I32, vec![n, words])
+}
+
+fn pack_row(codes: &[u8], bits: u32, packed: &mut [u32], out: &mut [u8]) {
+    packed.fill(0);
+    pack::pack(codes, bits, packed);
+    for (out, word) in out.chunks_exact_mut(4).zip(packed) {
+        out.copy_from_slice(&word.to_le_bytes());
+    }
+}
+
+/// Rounds Z, made by `real` for a few rows from row `first` on, in parallel (`real` must be `#[inline(always)]`, to be
+/// compiled for the machine's instruction set); `store` takes each row's codes, W_Z − qmin,
+/// to its `row_bytes` of the output.
+fn round_rows(
+    scheme: Scheme,
+    n: usize,
+    k: usize,
+    row_bytes: usize,
+    real: impl Fn(usize, &mut [f32]) + Sync,
+    store: impl Fn(&[u8], &mut [u8]) + Sync,
+) -> Vec<u8> {
+    let mut bytes = vec![0u8; n * row_bytes];
     let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
-    bytes.par_chunks_mut(grid::ROWS * words * 4).enumerate().for_each(|(block, bytes)| {
-        let rows = bytes.len() / (words * 4);
+    bytes.par_chunks_mut(grid::ROWS * row_bytes).enumerate().for_each(|(block, bytes)| {
+        let rows = bytes.len() / row_bytes;
         let mut z = vec![0.0; rows * k];
         let mut codes = vec![0u8; k];
-        let mut packed = vec![0u32; words];
         simd(
             #[inline(always)]
             || real(block * grid::ROWS, &mut z),
         );
-        for (z, out) in z.chunks_exact(k).zip(bytes.chunks_exact_mut(words * 4)) {
+        for (z, out) in z.chunks_exact(k).zip(bytes.chunks_exact_mut(row_bytes)) {
             simd(
                 #[inline(always)]
                 || {
@@ -93,13 +159,10 @@ pub fn pack_rows(scheme: Scheme, n: usize, k: usize, real: impl Fn(usize, &mut [
                     }
                 },
             );
-            pack::pack(&codes, scheme.bits, &mut packed);
-            for (out, word) in out.chunks_exact_mut(4).zip(&packed) {
-                out.copy_from_slice(&word.to_le_bytes());
-            }
+            store(&codes, out);
         }
     });
-    Tensor::owned(bytes, Dtype::I32, vec![n, words])
+    bytes
 }
 
 /// A linear on the device.

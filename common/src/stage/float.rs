@@ -1,4 +1,5 @@
-//! The float model: a Hugging Face directory (config.json, one or many safetensors shards), or a GGUF file.
+//! The float model: a Hugging Face directory (config.json, one or many safetensors shards), or a GGUF file. Paths are
+//! opened by [`super::base`], which tells it from a quantized one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,45 +32,16 @@ enum Weights {
 }
 
 impl FloatModel {
-    pub fn open(path: &Path) -> Result<FloatModel> {
-        if !path.exists() {
-            return Err(Error::input(
-                path,
-                "does not exist",
-                "a Hugging Face model directory or a .gguf",
-                "check the path",
-            ));
-        }
-        if path.is_dir() { FloatModel::open_dir(path) } else { FloatModel::open_gguf(path) }
+    pub(super) fn of_gguf(gguf: GgufLlama) -> Result<FloatModel> {
+        let (path, config_json) = (gguf.gguf().path().to_path_buf(), gguf.hf_config().clone());
+        let config = Config::parse(&path, &config_json)?;
+        Ok(FloatModel { path, config, config_json, weights: Weights::Gguf(Box::new(gguf)) })
     }
 
-    fn open_gguf(path: &Path) -> Result<FloatModel> {
-        if path.extension().is_none_or(|e| e != "gguf") {
-            return Err(Error::input(
-                path,
-                "a file that is no .gguf",
-                "a Hugging Face model directory or a .gguf",
-                "give the directory that holds config.json",
-            ));
-        }
-        let gguf = GgufLlama::open(path)?;
-        let config_json = gguf.hf_config().clone();
-        let config = Config::parse(path, &config_json)?;
-        Ok(FloatModel { path: path.into(), config, config_json, weights: Weights::Gguf(Box::new(gguf)) })
-    }
-
-    fn open_dir(path: &Path) -> Result<FloatModel> {
+    pub(super) fn open_dir(path: &Path) -> Result<FloatModel> {
         let config_json = read_config(path)?;
         let config_path = path.join("config.json");
         let config = Config::parse(&config_path, &config_json)?;
-        if !config_json["quantization_config"].is_null() {
-            return Err(Error::input(
-                path,
-                "already quantized (quantization_config in config.json)",
-                "a model with floating-point weights",
-                "start from the original model",
-            ));
-        }
         let (files, place) = open_weights(path)?;
         if let Some(bias) = place.keys().find(|name| name.ends_with("_proj.bias")) {
             return Err(Error::input(
@@ -231,7 +203,7 @@ pub fn open_weights(dir: &Path) -> Result<Shards> {
 }
 
 /// A tensor of a GGUF, in Hugging Face order and in the type that holds it exactly.
-fn read_gguf(gguf: &GgufLlama, name: &str, shape: &[usize]) -> Result<Tensor> {
+pub(super) fn read_gguf(gguf: &GgufLlama, name: &str, shape: &[usize]) -> Result<Tensor> {
     let mut values = Vec::new();
     gguf.read_hf(name, &mut values)?;
     let stored = gguf.hf_tensors().find(|t| t.name == name).map_or(&[][..], |t| &t.shape);
@@ -248,7 +220,7 @@ fn read_gguf(gguf: &GgufLlama, name: &str, shape: &[usize]) -> Result<Tensor> {
 }
 
 /// Names and samples of weight files.
-pub fn sample_files(files: &[TensorFile], hash: &mut blake3::Hasher) {
+pub(super) fn sample_files(files: &[TensorFile], hash: &mut blake3::Hasher) {
     for file in files {
         let name = file.path().file_name().unwrap_or_default();
         hash.update(name.as_encoded_bytes());
@@ -257,7 +229,7 @@ pub fn sample_files(files: &[TensorFile], hash: &mut blake3::Hasher) {
 }
 
 /// Length, the first MiB, and 256 blocks spread over the rest.
-fn sample(bytes: &[u8], hash: &mut blake3::Hasher) {
+pub(super) fn sample(bytes: &[u8], hash: &mut blake3::Hasher) {
     const HEAD: usize = 1 << 20;
     const BLOCK: usize = 4096;
     hash.update(&(bytes.len() as u64).to_le_bytes());

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::base::BaseModel;
 use super::checkpoint::Checkpoint;
-use super::float::{FloatModel, SupportFiles, read_config};
+use super::float::{FloatModel, SupportFiles};
 use super::folded::Folded;
 use super::record::{self, Kind, Stage};
 use super::scales::Scales;
@@ -42,10 +43,10 @@ impl Artefact {
         if !path.exists() && PathBuf::from(format!("{}.part", path.display())).is_dir() {
             return Err(Error::input(path, "this stage is not finished", "a complete one", "run its tool again"));
         }
-        if path.is_dir() && !read_config(path)?["quantization_config"].is_null() {
-            return Ok(Artefact::Folded(Box::new(Folded::open(path)?)));
-        }
-        Ok(Artefact::Model(Box::new(FloatModel::open(path)?)))
+        Ok(match BaseModel::open(path)? {
+            BaseModel::Float(model) => Artefact::Model(Box::new(model)),
+            BaseModel::Quantized(model) => Artefact::Folded(Box::new(model)),
+        })
     }
 
     /// `model`, `scales`, `wrapped`, `checkpoint` or `folded`.
@@ -98,8 +99,10 @@ impl Artefact {
             Artefact::Scales(a) => a.stage.verify(),
             Artefact::Wrapped(a) => a.stage.verify(),
             Artefact::Checkpoint(a) => a.verify(),
-            Artefact::Folded(a) if a.dir.join(record::FILE).is_file() => Stage::read(&a.dir)?.verify(),
-            Artefact::Folded(_) => Ok(()),
+            Artefact::Folded(a) => match a.stage_dir() {
+                Some(dir) => Stage::read(dir)?.verify(),
+                None => Ok(()),
+            },
         }
     }
 

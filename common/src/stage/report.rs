@@ -1,7 +1,7 @@
 //! What `eval` says: one JSON object, or one table with the artefacts side by side.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 /// Perplexity of one text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -29,16 +29,18 @@ pub struct ArtefactReport {
     pub kind: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheme: Option<String>,
-    pub ppl: Map<String, serde_json::Value>,
-    pub tasks: Map<String, serde_json::Value>,
-    /// In a report that is kept as a file: digest of the artefact and of all that was asked of it.
+    pub ppl: Map<String, Value>,
+    pub tasks: Map<String, Value>,
+    /// In a report that is kept as a file: digest of the artefact, and of it with all that was asked of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub digest: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub measured: Option<String>,
 }
 
 impl ArtefactReport {
     /// What stands above its column.
-    fn label(&self) -> String {
+    pub fn label(&self) -> String {
         match self.kind.as_str() {
             "model" => "float",
             "scales" => "round-to-nearest",
@@ -66,31 +68,39 @@ impl Report {
             self.row("path", |a| Some(a.path.clone())),
             self.row("scheme", |a| Some(a.scheme.clone().unwrap_or("float".into()))),
         ];
-        let Some(first) = self.artefacts.first() else { return String::new() };
-        for text in first.ppl.keys() {
-            let p = &first.ppl[text];
+        rows.extend(self.figures());
+        align(&rows)
+    }
+
+    /// A row per figure: what it is, then its value for each artefact.
+    pub fn figures(&self) -> Vec<Vec<String>> {
+        let mut rows = Vec::new();
+        let Some(first) = self.artefacts.first() else { return rows };
+        for (text, p) in &first.ppl {
+            let of = |a: &ArtefactReport, key: &str| a.ppl.get(text).map_or(Value::Null, |p| p[key].clone());
             let bos = if p["bos"] == true { ", BOS" } else { "" };
             let label = format!("ppl {text} (ctx {}, {} blocks{bos})", p["ctx"], p["blocks"]);
-            rows.push(self.row(&label, |a| figure(&a.ppl[text]["ppl"], 3)));
+            rows.push(self.row(&label, |a| figure(&of(a, "ppl"), 3)));
             if !p["kl"].is_null() {
-                rows.push(self.row("  KL from the reference", |a| figure(&a.ppl[text]["kl"], 4)));
-                rows.push(self.row("  same top token", |a| percent(&a.ppl[text]["top1"], None)));
+                rows.push(self.row("  KL from the reference", |a| figure(&of(a, "kl"), 4)));
+                rows.push(self.row("  same top token", |a| percent(&of(a, "top1"), None)));
             }
         }
-        for task in first.tasks.keys() {
+        for (task, t) in &first.tasks {
+            let of = |a: &ArtefactReport, key: &str| a.tasks.get(task).map_or(Value::Null, |t| t[key].clone());
             for metric in ["acc", "acc_norm"] {
-                if first.tasks[task][metric].is_null() {
+                if t[metric].is_null() {
                     continue;
                 }
-                let label = format!("{task} {metric} (n {})", first.tasks[task]["n"]);
+                let label = format!("{task} {metric} (n {})", t["n"]);
                 let stderr = format!("{metric}_stderr");
-                rows.push(self.row(&label, |a| percent(&a.tasks[task][metric], Some(&a.tasks[task][&stderr]))));
+                rows.push(self.row(&label, |a| percent(&of(a, metric), Some(&of(a, &stderr)))));
             }
-            if !first.tasks[task]["perplexity"].is_null() {
-                rows.push(self.row(&format!("{task} perplexity"), |a| figure(&a.tasks[task]["perplexity"], 3)));
+            if !t["perplexity"].is_null() {
+                rows.push(self.row(&format!("{task} perplexity"), |a| figure(&of(a, "perplexity"), 3)));
             }
         }
-        align(&rows)
+        rows
     }
 
     fn row(&self, label: &str, value: impl Fn(&ArtefactReport) -> Option<String>) -> Vec<String> {
@@ -99,11 +109,11 @@ impl Report {
     }
 }
 
-fn figure(v: &serde_json::Value, digits: usize) -> Option<String> {
+fn figure(v: &Value, digits: usize) -> Option<String> {
     v.as_f64().map(|v| format!("{v:.digits$}"))
 }
 
-fn percent(v: &serde_json::Value, stderr: Option<&serde_json::Value>) -> Option<String> {
+fn percent(v: &Value, stderr: Option<&Value>) -> Option<String> {
     let v = v.as_f64()? * 100.0;
     Some(match stderr.and_then(|s| s.as_f64()) {
         Some(s) => format!("{v:.2} ± {:.2} %", s * 100.0),
@@ -141,6 +151,7 @@ mod tests {
             scheme: (kind != "model").then(|| "w4pc".into()),
             ppl: json!({"t.txt": {"ppl": ppl, "ctx": 2048, "blocks": 2, "bos": false}}).as_object().unwrap().clone(),
             tasks: json!({"piqa": {"acc": 0.5, "acc_stderr": 0.125, "n": 16}}).as_object().unwrap().clone(),
+            digest: None,
             measured: None,
         };
         let table = Report { artefacts: vec![artefact("model", 21.0875), artefact("folded", 19.4)] }.table();

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::float::FloatModel;
+use super::base::BaseModel;
 use super::record::{Kind, Stage};
 use crate::compute::cpu::simd::simd;
 use crate::error::{Error, Result};
@@ -100,7 +100,7 @@ pub fn read_grid(file: &TensorFile, linear: &LinearName, scheme: Scheme) -> Resu
 pub struct Scales {
     pub stage: Stage,
     pub scheme: Scheme,
-    pub model: FloatModel,
+    pub model: BaseModel,
     file: TensorFile,
 }
 
@@ -109,7 +109,7 @@ impl Scales {
         let stage = Stage::open(dir, &[Kind::Scales])?;
         let scheme = scheme_of(&stage)?;
         let (path, input) = stage.input_path("model")?;
-        let model = FloatModel::open(&path)?;
+        let model = BaseModel::open(&path)?;
         if model.fingerprint()? != input.digest {
             return Err(Error::input(
                 dir,
@@ -124,6 +124,54 @@ impl Scales {
 
     pub fn grid(&self, linear: &LinearName) -> Result<LinearGrid> {
         read_grid(&self.file, linear, self.scheme)
+    }
+
+    /// Where training of a linear starts.
+    pub fn start(&self, linear: &LinearName) -> Result<Start> {
+        let values = match self.model.integers(linear, self.scheme)? {
+            Some(integers) => Values::Codes(integers.codes),
+            None => Values::Weight(self.model.weight(linear)?),
+        };
+        Ok(Start { values, grid: self.grid(linear)?, k: linear.k, scheme: self.scheme })
+    }
+}
+
+/// Z at the start of training: W0/s0 + z, or the very integers of a model that is quantized by the same scheme.
+pub struct Start {
+    values: Values,
+    pub grid: LinearGrid,
+    k: usize,
+    scheme: Scheme,
+}
+
+enum Values {
+    Weight(Tensor),
+    Codes(Vec<u8>),
+}
+
+impl Start {
+    /// Z of whole rows from row `first` on.
+    #[inline(always)]
+    pub fn read(&self, first: usize, z: &mut [f32]) {
+        let range = first * self.k..first * self.k + z.len();
+        match &self.values {
+            Values::Weight(w) => {
+                w.read_f32(range, z);
+                self.grid.to_grid(z, first, self.k, self.scheme);
+            }
+            Values::Codes(codes) => {
+                for (z, code) in z.iter_mut().zip(&codes[range]) {
+                    *z = *code as f32 + self.scheme.qmin();
+                }
+            }
+        }
+    }
+
+    /// Lets go of the pages that were read.
+    pub fn forget(&self) {
+        if let Values::Weight(w) = &self.values {
+            w.forget();
+        }
     }
 }
 
@@ -142,23 +190,24 @@ pub fn scheme_of(stage: &Stage) -> Result<Scheme> {
 
 impl Source for Scales {
     fn config(&self) -> &Config {
-        &self.model.config
+        self.model.config()
     }
 
     fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.model.tensor(name, shape)
+        self.model.float(name, shape)
     }
 
     /// Round-to-nearest: W_Z = clip(round(W0/s0 + z)).
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
-        let w = self.model.tensor(&format!("{}.weight", linear.name), &[linear.n, linear.k])?;
-        let g = self.grid(linear)?;
-        let k = linear.k;
-        let codes = pack_rows(self.scheme, linear.n, k, |first, z| {
-            w.read_f32(first * k..first * k + z.len(), z);
-            g.to_grid(z, first, k, self.scheme);
-        });
-        let scale = g.scale.iter().map(|s| grid::forward_scale(*s)).collect();
-        Ok(HostLinear::Codes(Codes { scheme: self.scheme, codes, scale, zero: g.zero }))
+        let start = self.start(linear)?;
+        let codes = pack_rows(
+            self.scheme,
+            linear.n,
+            linear.k,
+            #[inline(always)]
+            |first, z| start.read(first, z),
+        );
+        let scale = start.grid.scale.iter().map(|s| grid::forward_scale(*s)).collect();
+        Ok(HostLinear::Codes(Codes { scheme: self.scheme, codes, scale, zero: start.grid.zero }))
     }
 }

@@ -13,7 +13,8 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::float::{FloatModel, SupportFiles, read_config, read_support_files};
+use super::base::BaseModel;
+use super::float::{SupportFiles, read_config, read_support_files};
 use super::record::{Kind, Stage};
 use super::scales::{self, Scales, read_grid, scheme_of};
 use crate::compute::cpu::simd::simd;
@@ -64,24 +65,24 @@ impl Wrapping {
 }
 
 /// All tensors of the file, with the stored type of those that stay floating point.
-pub fn specs(model: &FloatModel, scheme: Scheme, w: &Wrapping) -> Result<Vec<Spec>> {
+pub fn specs(model: &BaseModel, scheme: Scheme, w: &Wrapping) -> Result<Vec<Spec>> {
     let mut specs = Vec::new();
-    for linear in names::linears(&model.config) {
+    for linear in names::linears(model.config()) {
         let phi = w.phi.row_bytes(scheme, linear.k);
         specs.push(Spec::new(format!("{}.phi", linear.name), Dtype::U8, [linear.n, phi]));
         specs.extend(scales::specs(&linear, scheme));
         specs.push(Spec::new(format!("{}.lora_a", linear.name), Dtype::F32, [linear.n, w.rank]));
         specs.push(Spec::new(format!("{}.lora_b", linear.name), Dtype::F32, [w.rank, linear.k]));
     }
-    for (name, shape) in names::floats(&model.config) {
-        specs.push(Spec::new(name.clone(), model.tensor(&name, &shape)?.dtype, shape));
+    for (name, shape) in names::floats(model.config()) {
+        specs.push(Spec::new(name.clone(), model.float(&name, &shape)?.dtype, shape));
     }
     Ok(specs)
 }
 
 /// Writes every tensor; `each` is told the bytes written, for a progress bar.
 pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each: impl FnMut(u64)) -> Result<()> {
-    let config = &scales.model.config;
+    let config = scales.model.config();
     let linears: std::collections::BTreeMap<String, LinearName> =
         names::linears(config).into_iter().map(|l| (l.name.clone(), l)).collect();
     for spec in writer.order().to_vec() {
@@ -95,10 +96,9 @@ pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each:
             }
             (Some(linear), _) => scales::put(writer, &spec.name, &scales.grid(linear)?)?,
             (None, _) => {
-                let t = scales.model.tensor(&spec.name, &spec.shape)?;
+                let t = scales.model.float(&spec.name, &spec.shape)?;
                 finite(&t, &spec.name, scales.model.path(), "fetch the model again, or fix the checkpoint")?;
-                writer.put(&spec.name, t.bytes())?;
-                t.forget();
+                writer.copy(&spec.name, &t)?;
             }
         }
         each(spec.bytes() as u64);
@@ -124,11 +124,10 @@ fn finite(t: &Tensor, name: &str, path: &Path, cure: &str) -> Result<()> {
     }
 }
 
-/// Φ0 = φ(W0/s0 + z) of one linear.
+/// Φ0 = φ(W0/s0 + z) of one linear; of a model quantized by the same scheme, φ of its integers.
 fn downcast(scales: &Scales, linear: &LinearName, w: &Wrapping) -> Result<Vec<u8>> {
     let (n, k, scheme) = (linear.n, linear.k, scales.scheme);
-    let weight = scales.model.tensor(&format!("{}.weight", linear.name), &[n, k])?;
-    let grid = scales.grid(linear)?;
+    let start = scales.start(linear)?;
     let row_bytes = w.phi.row_bytes(scheme, k);
     let mut packed = vec![0u8; n * row_bytes];
     packed.par_chunks_mut(row_bytes).enumerate().for_each(|(row, packed)| {
@@ -136,13 +135,12 @@ fn downcast(scales: &Scales, linear: &LinearName, w: &Wrapping) -> Result<Vec<u8
         simd(
             #[inline(always)]
             || {
-                weight.read_f32(row * k..(row + 1) * k, &mut z);
-                grid.to_grid(&mut z, row, k, scheme);
+                start.read(row, &mut z);
                 w.phi.pack_row(scheme, &z, packed);
             },
         );
     });
-    weight.forget();
+    start.forget();
     Ok(packed)
 }
 
@@ -193,7 +191,9 @@ impl Wrapped {
             let name = format!("{}.{suffix}", linear.name);
             let tensor = from.expect(&name, Dtype::F32, &shape)?;
             finite(&tensor, &name, from.path(), "make the file again")?;
-            Ok(tensor.to_f32())
+            let values = tensor.to_f32();
+            tensor.forget();
+            Ok(values)
         };
         if trained.is_some() {
             scale = read("scale", [n, self.scheme.groups(k)])?;

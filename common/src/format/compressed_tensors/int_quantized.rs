@@ -54,7 +54,7 @@ pub fn parse_config(path: &Path, q: &Value) -> Result<Scheme> {
 /// Why this linear cannot be written.
 pub fn unfit(linear: &str, n: usize, k: usize, scheme: Scheme) -> Option<String> {
     if scheme.bits != 8 || scheme.asymmetric {
-        return Some(format!("{linear}: {FORMAT} holds 8-bit symmetric weights, not {scheme}; use compressed-tensors"));
+        return Some(format!("{linear}: {FORMAT} holds 8-bit symmetric weights, not {scheme}"));
     }
     quantized::unfit(linear, n, k, scheme)
 }

@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::config;
 use crate::error::Result;
 use crate::format::quantized::{self, Lookup};
-use crate::format::safetensors::{Spec, TensorFile};
+use crate::format::safetensors::Spec;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::{Integers, LinearGrid, Scheme, pack};
 
@@ -200,10 +200,4 @@ fn element(e: usize, bits: usize, word: impl Fn(usize) -> u32) -> u8 {
 fn word_at(bytes: &[u8], at: usize) -> u32 {
     let b = &bytes[4 * at..4 * at + 4];
     u32::from_le_bytes([b[0], b[1], b[2], b[3]])
-}
-
-/// The linear in one file, as the evaluation of a folded model reads it.
-pub fn read_file(file: &TensorFile, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Packed> {
-    let at = Lookup { path: file.path(), find: &|name| file.get(name).cloned() };
-    read_packed(&at, linear, n, k, scheme)
 }

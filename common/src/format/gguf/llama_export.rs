@@ -91,11 +91,10 @@ pub fn metadata(config: &Value, name: &str, scheme: Scheme, linears: GgmlType) -
         uint("llama.vocab_size", size(config, "vocab_size")?),
         uint("llama.rope.dimension_count", rope.head_dim),
         float("llama.rope.freq_base", rope.theta),
+        // The converter leaves these out where config.json has no head_dim; they are what engines assume then.
+        uint("llama.attention.key_length", rope.head_dim),
+        uint("llama.attention.value_length", rope.head_dim),
     ];
-    if !config["head_dim"].is_null() {
-        all.push(uint("llama.attention.key_length", rope.head_dim));
-        all.push(uint("llama.attention.value_length", rope.head_dim));
-    }
     match rope.scaling {
         Scaling::None => {}
         Scaling::Linear { factor } => {

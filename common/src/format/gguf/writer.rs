@@ -4,12 +4,15 @@
 use std::collections::HashSet;
 
 use super::blocks::GgmlType;
+use super::encode::encode_float;
 use super::entry::Entry;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, OutputFile};
+use crate::format::tensor::{Dtype, Tensor, decode_f32};
 
 const VERSION: u32 = 3;
 const ALIGNMENT: usize = 32;
+const F16_MAX: f32 = 65504.0;
 /// ggml keeps names in 64 bytes, the last of them 0.
 const MAX_NAME: usize = 63;
 
@@ -65,6 +68,35 @@ impl GgufWriter {
         self.next += 1;
         self.file.write(bytes)?;
         self.file.write(&[0; ALIGNMENT][..padding(bytes.len())])
+    }
+
+    /// The next tensor of [`GgufWriter::order`], a floating-point tensor in its announced type.
+    pub fn put_float(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
+        let spec = &self.specs[self.next];
+        assert!(spec.name == name && spec.dims.iter().product::<usize>() == tensor.len(), "{name}: in order and whole");
+        let (ty, bytes) = (spec.ty, spec.bytes());
+        self.next += 1;
+        let size = tensor.dtype.bitsize() / 8;
+        let same = matches!(
+            (ty, tensor.dtype),
+            (GgmlType::F32, Dtype::F32) | (GgmlType::F16, Dtype::F16) | (GgmlType::Bf16, Dtype::BF16)
+        );
+        let mut values = Vec::new();
+        tensor.for_each_part(|part| {
+            if same {
+                return self.file.write(part);
+            }
+            values.resize(part.len() / size, 0.0);
+            decode_f32(part, tensor.dtype, &mut values);
+            if let Some(large) =
+                values.iter().find(|v| ty != GgmlType::F32 && ty != GgmlType::Bf16 && v.abs() > F16_MAX)
+            {
+                let what = format!("{name} holds {large}, beyond what {} can say", ty.name());
+                return Err(Error::usage(what, "choose --embedding bf16"));
+            }
+            self.file.write(&encode_float(ty, &values))
+        })?;
+        self.file.write(&[0; ALIGNMENT][..padding(bytes)])
     }
 
     pub fn finish(self) -> Result<FileDigest> {

@@ -1,0 +1,200 @@
+//! The model card, `README.md`: what the model is, how it was made, what it measures, how each engine loads it.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value};
+
+use super::Format;
+use super::targets::{Engine, Loads, loads};
+use super::write::{Files, Target};
+use crate::model::names;
+use crate::quant::Scheme;
+use crate::stage::record::{Kind, Record, Stage};
+use crate::stage::report::{ArtefactReport, Report};
+
+/// The stages that led to a model, first to last; those that are gone are left out.
+pub fn lineage(last: &Stage) -> Vec<Stage> {
+    let before = match last.record.kind {
+        Kind::Checkpoint => Some(("wrapped", Kind::Wrapped)),
+        Kind::Wrapped => Some(("scales", Kind::Scales)),
+        _ => None,
+    };
+    let before = before.and_then(|(role, kind)| last.open_input(role, kind).ok());
+    let mut stages = before.map_or(Vec::new(), |stage| lineage(&stage));
+    stages.push(last.clone());
+    stages
+}
+
+/// What the card says besides the target: the stages, the figures of `eval`, and how `fold` was called.
+pub struct Making<'a> {
+    pub lineage: &'a [Stage],
+    pub report: Option<&'a Report>,
+    pub arguments: &'a Map<String, Value>,
+    pub files: &'a Files,
+}
+
+pub fn card(target: &Target, making: &Making) -> String {
+    let (scheme, format) = (target.scheme, target.format);
+    let library = if format == Format::Gguf { "gguf" } else { "transformers" };
+    let mut card = format!(
+        "---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [lr-qat, {scheme}, {}-bit, {format}]\n---\n\n",
+        scheme.bits
+    );
+    let model = target.name;
+    let trained = making.lineage.last().is_some_and(|stage| stage.record.kind == Kind::Checkpoint);
+    let how = if trained {
+        "Trained with its weights on this grid by low-rank quantization-aware training (LR-QAT, Bondarenko et al. 2024, \
+         arXiv:2406.06385): what is stored is plain integers and scales, with no adapter left and no overhead."
+    } else {
+        "Rounded to nearest on a fitted grid; not trained."
+    };
+    let _ = write!(card, "# {model}, {}\n\n{how}\n\n", words(scheme));
+    facts(&mut card, target, making);
+    if let Some(report) = making.report {
+        figures(&mut card, report);
+    }
+    commands(&mut card, making, model);
+    loading(&mut card, format, scheme);
+    card
+}
+
+/// File or directory name of the model that quantization started from, if the scales that name it are still there.
+pub fn model_name(lineage: &[Stage]) -> Option<String> {
+    let scales = lineage.first().filter(|stage| stage.record.kind == Kind::Scales)?;
+    let path = &scales.input("model").ok()?.path;
+    let name = if path.extension().is_some_and(|e| e == "gguf") { path.file_stem() } else { path.file_name() };
+    Some(name?.to_string_lossy().into_owned())
+}
+
+/// `4-bit integers, one scale per output channel`.
+fn words(scheme: Scheme) -> String {
+    let scale = match scheme.group {
+        None => "one scale per output channel".to_string(),
+        Some(g) => format!("one scale per {g} inputs"),
+    };
+    let zero = if scheme.asymmetric { ", with zero points" } else { "" };
+    format!("{}-bit integers, {scale}{zero}", scheme.bits)
+}
+
+fn facts(card: &mut String, target: &Target, making: &Making) {
+    let linears = target.linears();
+    let weights: usize = linears.iter().map(|l| l.n * l.k).sum();
+    let floats: usize =
+        names::floats(target.source.config()).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let weights_file = if target.format == Format::Gguf { super::GGUF } else { super::SAFETENSORS };
+    let bytes = making.files.get(weights_file).map_or(0, |file| file.bytes);
+    let mut row = |what: &str, value: String| {
+        let _ = writeln!(card, "| {what} | {value} |");
+    };
+    row("", String::new());
+    row("---", "---".into());
+    row("scheme", format!("`{}`: {}", target.scheme, words(target.scheme)));
+    row("format", target.format.to_string());
+    row("quantized", format!("{weights} weights of {} linears", linears.len()));
+    row("in floating point", format!("{floats} values of embedding, norms and head"));
+    row("size", format!("{:.1} MB ({weights_file})", bytes as f64 / 1e6));
+    if let Some(record) = making.lineage.last().map(|s| &s.record).filter(|r| r.kind == Kind::Checkpoint) {
+        row("trained", training(record));
+    }
+    row("made with", format!("lrqat {}", env!("CARGO_PKG_VERSION")));
+}
+
+fn training(record: &Record) -> String {
+    let number = |map: &Map<String, Value>, key: &str| map.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let args = &record.arguments;
+    let (step, steps) = (number(&record.details, "step"), number(args, "steps"));
+    let (batch, accum, seq) = (number(args, "batch"), number(args, "accum"), number(args, "seq"));
+    let cut = if step < steps { format!(" of {steps}") } else { String::new() };
+    format!("{step}{cut} steps of {} sequences of {seq} tokens: {} tokens", batch * accum, step * batch * accum * seq)
+}
+
+fn figures(card: &mut String, report: &Report) {
+    let _ = write!(
+        card,
+        "\n## Figures\n\nMeasured by lrqat's `eval`. The folded integers give what the checkpoint gives.\n\n"
+    );
+    let report = Report { artefacts: report.artefacts.iter().map(without_folders).collect() };
+    let line = |card: &mut String, cells: Vec<String>| {
+        let _ = writeln!(card, "| {} |", cells.join(" | "));
+    };
+    let head =
+        |a: &ArtefactReport| format!("{}{}", a.label(), a.scheme.as_ref().map_or(String::new(), |s| format!(" {s}")));
+    line(card, std::iter::once(String::new()).chain(report.artefacts.iter().map(head)).collect());
+    line(card, vec!["---".to_string(); report.artefacts.len() + 1]);
+    for row in report.figures() {
+        line(card, row);
+    }
+}
+
+/// Where the texts lie is nobody's business but their owner's.
+fn without_folders(artefact: &ArtefactReport) -> ArtefactReport {
+    let name = |path: &String| path.rsplit('/').next().unwrap_or(path).to_string();
+    let ppl = artefact.ppl.iter().map(|(path, figures)| (name(path), figures.clone())).collect();
+    ArtefactReport { ppl, ..artefact.clone() }
+}
+
+fn commands(card: &mut String, making: &Making, model: &str) {
+    let _ = write!(card, "\n## How it was made\n\n```\n");
+    for stage in making.lineage {
+        let record = &stage.record;
+        let (from, to) = match record.kind {
+            Kind::Scales => (model, "scales"),
+            Kind::Wrapped => ("scales", "wrapped"),
+            _ => ("wrapped --shards SHARDS", "checkpoint"),
+        };
+        let _ = writeln!(card, "{} {from}{} -o {to}", record.tool, flags(&record.arguments));
+    }
+    let from = match making.lineage.last().map(|s| s.record.kind) {
+        Some(Kind::Checkpoint) => "checkpoint",
+        _ => "wrapped",
+    };
+    let _ = write!(card, "fold {from}{} -o folded\n```\n", flags(making.arguments));
+}
+
+/// The arguments that a stage records, as they are typed.
+fn flags(arguments: &Map<String, Value>) -> String {
+    let typed = arguments.iter().filter(|(key, value)| {
+        // Recorded even where training went to the end of its schedule; kept integers have no fit.
+        let whole = *key == "stop_at" && Some(*value) == arguments.get("steps");
+        !whole && !value.is_null() && *value != "kept"
+    });
+    let flag = |(key, value): (&String, &Value)| {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        format!(" --{} {value}", key.replace('_', "-"))
+    };
+    typed.map(flag).collect()
+}
+
+fn loading(card: &mut String, format: Format, scheme: Scheme) {
+    let _ = write!(card, "\n## Loading it\n");
+    for engine in Engine::ALL {
+        let note = match loads(engine, format, scheme) {
+            Loads::Never => continue,
+            Loads::No(why) => {
+                let _ = write!(card, "\n{} does not load it: {why}.\n", engine.name());
+                continue;
+            }
+            Loads::With(note) => format!(" ({note})"),
+            Loads::Yes => String::new(),
+        };
+        let _ = write!(card, "\n{}{note}:\n\n```\n{}\n```\n", engine.name(), how(engine, format));
+    }
+}
+
+fn how(engine: Engine, format: Format) -> &'static str {
+    match engine {
+        Engine::Vllm if format == Format::Gguf => "vllm serve folded/model.gguf --tokenizer MODEL",
+        Engine::Vllm => "vllm serve folded",
+        Engine::Transformers if format == Format::Gguf => {
+            "AutoModelForCausalLM.from_pretrained(\"folded\", gguf_file=\"model.gguf\")"
+        }
+        Engine::Transformers => "AutoModelForCausalLM.from_pretrained(\"folded\")",
+        Engine::LlamaCpp => "llama-cli -m folded/model.gguf",
+        Engine::GptqModel => "GPTQModel.load(\"folded\")",
+    }
+}
+
+/// Does a report speak of this stage, as it is now?
+pub fn speaks_of(report: &Report, stage: &Stage) -> bool {
+    report.artefacts.iter().any(|a| a.digest.as_ref() == Some(&stage.digest))
+}

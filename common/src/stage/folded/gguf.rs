@@ -1,0 +1,153 @@
+//! The whole model as one GGUF: metadata, tokenizer, every linear in the smallest block type that holds its integers
+//! exactly, norms as F32, embedding and head as floats.
+
+use std::path::Path;
+
+use super::write::{Made, Target};
+use crate::data::tokenizer;
+use crate::error::{Error, Result};
+use crate::format::atomic::{FileDigest, OutputFile};
+use crate::format::gguf::blocks::GgmlType;
+use crate::format::gguf::encode::{encode, encode_float, exact_type};
+use crate::format::gguf::entry::Entry;
+use crate::format::gguf::llama_export::{ROPE_FACTORS, gguf_name, metadata, permute_rows, rope_factors};
+use crate::format::gguf::writer::{GgufWriter, TensorSpec};
+use crate::format::tensor::Dtype;
+use crate::model::names::{self, LinearName};
+use crate::quant::{Integers, Scheme};
+
+/// Why no block type holds this linear.
+pub(super) fn unfit(linear: &LinearName, scheme: Scheme) -> Option<String> {
+    if exact_type(scheme, linear.k).is_some() {
+        return None;
+    }
+    let why = match scheme.group_size(linear.k) {
+        g if g % 32 != 0 => format!("blocks of ggml hold 32 weights, not groups of {g}"),
+        _ => format!("no block type of ggml holds {} bits with a zero point", scheme.bits),
+    };
+    Some(format!("{}: {why}", linear.name))
+}
+
+/// What becomes one tensor of the file.
+enum Part {
+    Linear(LinearName),
+    Float { name: String, shape: Vec<usize> },
+    RopeFactors(Vec<f32>),
+}
+
+/// The tensors in model order.
+fn parts(target: &Target) -> Result<Vec<(TensorSpec, Part)>> {
+    let mut parts = Vec::new();
+    let stored = |hf: &str| gguf_name(hf).expect("every tensor of a LLaMA has a name in GGUF");
+    for (name, shape) in names::floats(target.source.config()) {
+        let ty = float_type(target, &name, target.source.float(&name, &shape)?.dtype);
+        if let Some(k) = shape.last().filter(|k| !k.is_multiple_of(ty.block_len())) {
+            let cure = "choose another --embedding";
+            let found = format!("{name} has rows of {k}, no multiple of a block of {}", ty.name());
+            return Err(Error::input(target.from, found, format!("blocks of {}", ty.block_len()), cure));
+        }
+        let dims: Vec<usize> = shape.iter().rev().copied().collect();
+        parts.push((TensorSpec::new(stored(&name), dims, ty), Part::Float { name, shape }));
+    }
+    for linear in target.linears() {
+        let ty = exact_type(target.scheme, linear.k).expect("what the format cannot hold was refused before");
+        let name = stored(&format!("{}.weight", linear.name));
+        parts.push((TensorSpec::new(name, [linear.k, linear.n], ty), Part::Linear(linear)));
+    }
+    if let Some(factors) = rope_factors(target.config_json)? {
+        parts.push((TensorSpec::new(ROPE_FACTORS, [factors.len()], GgmlType::F32), Part::RopeFactors(factors)));
+    }
+    Ok(parts)
+}
+
+/// Norms are F32 to every engine; embedding and head are what was asked for, else what they are in the model.
+fn float_type(target: &Target, name: &str, own: Dtype) -> GgmlType {
+    if ![names::EMBEDDING, names::HEAD].contains(&name) {
+        return GgmlType::F32;
+    }
+    target.embedding.unwrap_or(match own {
+        Dtype::F16 => GgmlType::F16,
+        Dtype::BF16 => GgmlType::Bf16,
+        _ => GgmlType::F32,
+    })
+}
+
+/// Are embedding and head, of this type in the model, written without rounding?
+pub(super) fn keeps(target: &Target, own: Dtype) -> bool {
+    matches!(
+        (target.embedding, own),
+        (None | Some(GgmlType::F32), _) | (Some(GgmlType::Bf16), Dtype::BF16) | (Some(GgmlType::F16), Dtype::F16)
+    )
+}
+
+pub(super) fn bytes(target: &Target) -> Result<u64> {
+    Ok(parts(target)?.iter().map(|(spec, _)| spec.bytes() as u64).sum())
+}
+
+/// Each tensor is made while the one before it is written.
+pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<FileDigest> {
+    let parts = parts(target)?;
+    let specs = parts.iter().map(|(spec, _)| spec.clone()).collect();
+    let mut writer = GgufWriter::create(OutputFile::create(path)?, entries(target, &parts)?, specs)?;
+    let make = |(spec, part): &(TensorSpec, Part)| make(target, spec, part);
+    let mut next = parts.first().map(make).transpose()?;
+    for (i, (spec, _)) in parts.iter().enumerate() {
+        let now = next.take().expect("made in the round before");
+        let (written, made) = rayon::join(
+            || match &now {
+                Made::Bytes(bytes) => writer.put(&spec.name, bytes),
+                Made::Stored(tensor) => writer.put_float(&spec.name, tensor),
+            },
+            || parts.get(i + 1).map(make).transpose(),
+        );
+        written?;
+        next = made?;
+        each(spec.bytes() as u64);
+    }
+    writer.finish()
+}
+
+fn entries(target: &Target, parts: &[(TensorSpec, Part)]) -> Result<Vec<(String, Entry)>> {
+    let weights = |ty: GgmlType| {
+        let of = parts.iter().filter(|(spec, part)| matches!(part, Part::Linear(_)) && spec.ty == ty);
+        of.map(|(spec, _)| spec.dims.iter().product::<usize>()).sum::<usize>()
+    };
+    let linears = parts.iter().filter(|(_, part)| matches!(part, Part::Linear(_)));
+    let most = linears.map(|(spec, _)| spec.ty).max_by_key(|ty| weights(*ty)).unwrap_or(GgmlType::F32);
+    let mut entries = metadata(target.config_json, target.name, target.scheme, most)?;
+    entries.extend(tokenizer::gguf_entries(target.from, target.support, target.config_json)?);
+    Ok(entries)
+}
+
+fn make(target: &Target, spec: &TensorSpec, part: &Part) -> Result<Made> {
+    match part {
+        Part::Float { name, shape } => Ok(Made::Stored(target.source.float(name, shape)?)),
+        Part::RopeFactors(factors) => Ok(Made::Bytes(encode_float(GgmlType::F32, factors))),
+        Part::Linear(linear) => {
+            let w = target.low_rank(linear)?;
+            let integers = w.integers(linear.n, linear.k);
+            w.phi.forget();
+            representable(target, linear, &integers)?;
+            let integers = in_gguf_order(target, linear, integers);
+            Ok(Made::Bytes(encode(spec.ty, target.scheme, linear.n, linear.k, &integers)))
+        }
+    }
+}
+
+/// Blocks hold scales as f16.
+fn representable(target: &Target, linear: &LinearName, integers: &Integers) -> Result<()> {
+    let exact = |s: &&f32| half::f16::from_f32(**s).to_f32() == **s;
+    match integers.grid.scale.iter().find(|s| !exact(s)) {
+        None => Ok(()),
+        Some(s) => Err(target.cannot_say(format!("{}: a scale of {s:e} is not exact in f16", linear.name))),
+    }
+}
+
+fn in_gguf_order(target: &Target, linear: &LinearName, integers: Integers) -> Integers {
+    let config = target.source.config();
+    match linear.name.rsplit('.').next() {
+        Some("q_proj") => permute_rows(&integers, config.heads, linear.n),
+        Some("k_proj") => permute_rows(&integers, config.kv_heads, linear.n),
+        _ => integers,
+    }
+}

@@ -1,0 +1,323 @@
+//! `folded/`: plain integers in the format of an engine, with config and tokenizer: what loads unchanged. One file per
+//! format under `format/`; this module joins them with the rest of the model, and reads any of them back.
+//!
+//! | format | files |
+//! |---|---|
+//! | compressed-tensors, int-quantized, gptq, gptq-v2, awq | `model.safetensors`, `config.json`, the tokenizer's files |
+//! | gguf | `model.gguf`, complete in itself |
+//!
+//! and in each `README.md`, the model card, and `stage.json`.
+
+pub mod card;
+mod gguf;
+pub mod targets;
+pub mod verify;
+pub mod write;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::float::{SupportFiles, open_weights, read_config, read_gguf, read_support_files, sample_files};
+use super::record;
+use crate::data::tokenizer;
+use crate::error::{Error, Result};
+use crate::format::compressed_tensors::{int_quantized, pack_quantized};
+use crate::format::gguf::llama::GgufLlama;
+use crate::format::quantized::Lookup;
+use crate::format::safetensors::TensorFile;
+use crate::format::tensor::{Dtype, Tensor};
+use crate::format::{awq, gptq};
+use crate::model::Config;
+use crate::model::names::{self, LinearName};
+use crate::model::weights::{Codes, HostLinear, Source};
+use crate::quant::{Integers, LinearGrid, Scheme, grid};
+
+pub const SAFETENSORS: &str = "model.safetensors";
+pub const GGUF: &str = "model.gguf";
+pub const CARD: &str = "README.md";
+
+/// What `fold --format` can write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    CompressedTensors,
+    IntQuantized,
+    Gptq,
+    GptqV2,
+    Awq,
+    Gguf,
+}
+
+impl Format {
+    pub const ALL: [Format; 6] =
+        [Format::CompressedTensors, Format::IntQuantized, Format::Gptq, Format::GptqV2, Format::Awq, Format::Gguf];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::CompressedTensors => "compressed-tensors",
+            Format::IntQuantized => "int-quantized",
+            Format::Gptq => "gptq",
+            Format::GptqV2 => "gptq-v2",
+            Format::Awq => "awq",
+            Format::Gguf => "gguf",
+        }
+    }
+
+    pub fn names() -> String {
+        Format::ALL.map(Format::name).join(", ")
+    }
+
+    /// Suffix of the tensor that holds a linear's codes, in the formats that are safetensors.
+    fn codes_suffix(self) -> Option<&'static str> {
+        match self {
+            Format::CompressedTensors => Some(pack_quantized::CODES),
+            Format::IntQuantized => Some(int_quantized::CODES),
+            Format::Gptq | Format::GptqV2 => Some(gptq::CODES),
+            Format::Awq => Some(awq::CODES),
+            Format::Gguf => None,
+        }
+    }
+
+    /// Why the format cannot hold this linear at this scheme; none if it can.
+    pub fn unfit(self, linear: &LinearName, scheme: Scheme) -> Option<String> {
+        let LinearName { name, n, k } = linear;
+        match self {
+            Format::CompressedTensors => pack_quantized::unfit(name, *n, *k, scheme),
+            Format::IntQuantized => int_quantized::unfit(name, *n, *k, scheme),
+            Format::Gptq | Format::GptqV2 => gptq::unfit(name, *n, *k, scheme),
+            Format::Awq => awq::unfit(name, *n, *k, scheme),
+            Format::Gguf => gguf::unfit(linear, scheme),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Format> {
+        let found = Format::ALL.into_iter().find(|format| format.name() == word);
+        found.ok_or_else(|| {
+            Error::usage(format!("format {word:?} is not known"), format!("choose one of {}", Format::names()))
+        })
+    }
+}
+
+/// A quantized model, whoever wrote it: a directory that its config.json alone describes, or a GGUF that `fold` wrote.
+pub struct Folded {
+    path: PathBuf,
+    pub scheme: Scheme,
+    pub format: Format,
+    pub config: Config,
+    pub config_json: Value,
+    weights: Weights,
+}
+
+enum Weights {
+    Safetensors { files: Vec<TensorFile>, place: BTreeMap<String, usize> },
+    Gguf(Box<GgufLlama>),
+}
+
+impl Folded {
+    /// A directory that `fold` wrote.
+    pub fn open(dir: &Path) -> Result<Folded> {
+        let inside = dir.join(GGUF);
+        if !inside.is_file() {
+            return Folded::open_dir(dir);
+        }
+        let gguf = GgufLlama::open(&inside)?;
+        match gguf.scheme()? {
+            Some(scheme) => Folded::of_gguf(gguf, scheme),
+            None => {
+                Err(Error::input(inside, "no lrqat.scheme in its metadata", "the GGUF that fold wrote", "fold again"))
+            }
+        }
+    }
+
+    pub(super) fn open_dir(dir: &Path) -> Result<Folded> {
+        let config_json = read_config(dir)?;
+        let config_path = dir.join("config.json");
+        let config = Config::parse(&config_path, &config_json)?;
+        let (files, place) = open_weights(dir)?;
+        let (format, scheme) = described(&config_path, &config_json["quantization_config"])?;
+        let weights = Weights::Safetensors { files, place };
+        let mut folded = Folded { path: dir.into(), scheme, format, config, config_json, weights };
+        if format == Format::Awq {
+            // AWQ always stores zero points: whether they are the middle of the grid is what the first linear says.
+            let first = names::block_linears(&folded.config, 0)[0].clone();
+            folded.check_width(&first)?;
+            folded.scheme.asymmetric =
+                !awq::is_symmetric(&folded.lookup(&|name| folded.tensor(name)), &first.name, first.n, first.k, scheme)?;
+        }
+        names::linears(&folded.config).iter().try_for_each(|linear| folded.check_width(linear))?;
+        Ok(folded)
+    }
+
+    pub(super) fn of_gguf(gguf: GgufLlama, scheme: Scheme) -> Result<Folded> {
+        let (path, config_json) = (gguf.gguf().path().to_path_buf(), gguf.hf_config().clone());
+        let config = Config::parse(&path, &config_json)?;
+        let weights = Weights::Gguf(Box::new(gguf));
+        let folded = Folded { path, scheme, format: Format::Gguf, config, config_json, weights };
+        names::linears(&folded.config).iter().try_for_each(|linear| folded.check_width(linear))?;
+        Ok(folded)
+    }
+
+    fn check_width(&self, linear: &LinearName) -> Result<()> {
+        let group = self.scheme.group_size(linear.k);
+        if linear.k.is_multiple_of(group) {
+            return Ok(());
+        }
+        let found = format!("groups of {group} in a linear of {} inputs ({})", linear.k, linear.name);
+        Err(Error::input(&self.path, found, "a group_size that divides them", "fold the checkpoint again"))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory with its `stage.json`, if `fold` wrote it.
+    pub fn stage_dir(&self) -> Option<&Path> {
+        let dir = if self.path.is_dir() { Some(self.path.as_path()) } else { self.path.parent() };
+        dir.filter(|dir| dir.join(record::FILE).is_file())
+    }
+
+    /// Tells whether it changed, as that of a float model does.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        hash.update(format!("{:?} {} {}", self.config, self.scheme, self.format).as_bytes());
+        match &self.weights {
+            Weights::Safetensors { files, .. } => sample_files(files, &mut hash),
+            Weights::Gguf(gguf) => super::float::sample(gguf.gguf().bytes(), &mut hash),
+        }
+        hash.finalize().to_hex().to_string()
+    }
+
+    /// The files of the tokenizer and what else travels with a model, config.json left out.
+    pub fn support_files(&self) -> Result<SupportFiles> {
+        match &self.weights {
+            Weights::Safetensors { .. } => read_support_files(&self.path),
+            Weights::Gguf(gguf) => tokenizer::hf_tokenizer_files(gguf.gguf()),
+        }
+    }
+
+    /// A tensor as it is stored in a safetensors file.
+    fn tensor(&self, name: &str) -> Option<Tensor> {
+        self.file(name)?.get(name).cloned()
+    }
+
+    fn file(&self, tensor: &str) -> Option<&TensorFile> {
+        match &self.weights {
+            Weights::Safetensors { files, place } => place.get(tensor).map(|i| &files[*i]),
+            Weights::Gguf(_) => None,
+        }
+    }
+
+    fn lookup<'a>(&'a self, find: &'a dyn Fn(&str) -> Option<Tensor>) -> Lookup<'a> {
+        Lookup { path: &self.path, find }
+    }
+
+    /// The integers and the grid of a linear, by the reading rule of the format's engines. The pages that were read are
+    /// let go of.
+    pub fn integers(&self, linear: &LinearName) -> Result<Integers> {
+        let integers = self.read(linear)?;
+        if let Some(codes) =
+            self.format.codes_suffix().and_then(|suffix| self.tensor(&format!("{}.{suffix}", linear.name)))
+        {
+            codes.forget();
+        }
+        Ok(integers)
+    }
+
+    fn read(&self, linear: &LinearName) -> Result<Integers> {
+        let LinearName { name, n, k } = linear;
+        let (n, k, scheme) = (*n, *k, self.scheme);
+        let find = |tensor: &str| self.tensor(tensor);
+        let at = self.lookup(&find);
+        match (&self.weights, self.format) {
+            (Weights::Gguf(gguf), _) => gguf.integers(name, scheme),
+            (_, Format::IntQuantized) => int_quantized::read(&at, name, n, k, scheme),
+            (_, Format::Gptq) => gptq::read(&at, name, n, k, scheme, gptq::Version::V1),
+            (_, Format::GptqV2) => gptq::read(&at, name, n, k, scheme, gptq::Version::V2),
+            (_, Format::Awq) => awq::read(&at, name, n, k, scheme),
+            (_, Format::CompressedTensors | Format::Gguf) => pack_quantized::read(&at, name, n, k, scheme),
+        }
+    }
+
+    /// s·(W_Z − z) [n, k], f32.
+    pub fn dequantized(&self, linear: &LinearName) -> Result<Tensor> {
+        let Integers { codes, grid: g } = self.integers(linear)?;
+        let (group, groups) = (self.scheme.group_size(linear.k), self.scheme.groups(linear.k));
+        let qmin = self.scheme.qmin();
+        let mut bytes = vec![0u8; codes.len() * 4];
+        bytes.par_chunks_mut(group * 4).zip(codes.par_chunks(group)).enumerate().for_each(|(at, (out, codes))| {
+            debug_assert!(at < linear.n * groups);
+            let (s, z) = (g.scale[at], g.zero.as_ref().map_or(0.0, |zero| zero[at]));
+            for (out, code) in out.chunks_exact_mut(4).zip(codes) {
+                out.copy_from_slice(&grid::dequantize(*code as f32 + qmin, z, s).to_le_bytes());
+            }
+        });
+        Ok(Tensor::owned(bytes, Dtype::F32, vec![linear.n, linear.k]))
+    }
+}
+
+/// Format and scheme that a `quantization_config` describes.
+fn described(path: &Path, q: &Value) -> Result<(Format, Scheme)> {
+    match q["quant_method"].as_str() {
+        Some("compressed-tensors") if q["format"] == "int-quantized" => {
+            Ok((Format::IntQuantized, int_quantized::parse_config(path, q)?))
+        }
+        Some("compressed-tensors") => Ok((Format::CompressedTensors, pack_quantized::parse_config(path, q)?)),
+        Some("gptq") => {
+            let (version, scheme) = gptq::parse_config(path, q)?;
+            let format = if version == gptq::Version::V1 { Format::Gptq } else { Format::GptqV2 };
+            Ok((format, scheme))
+        }
+        Some("awq") => Ok((Format::Awq, awq::parse_config(path, q)?)),
+        other => Err(Error::input(
+            path,
+            format!("quant_method {:?}", other.unwrap_or("none")),
+            "compressed-tensors, gptq or awq",
+            "start from the original model",
+        )),
+    }
+}
+
+impl Source for Folded {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match &self.weights {
+            Weights::Safetensors { .. } => match self.file(name) {
+                Some(file) => file.expect_float(name, shape),
+                None => {
+                    let found = format!("no tensor {name}");
+                    Err(Error::input(&self.path, found, "every tensor of the model", "fetch or fold it again"))
+                }
+            },
+            Weights::Gguf(gguf) => read_gguf(gguf, name, shape),
+        }
+    }
+
+    fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
+        let LinearName { name, n, k } = linear;
+        if self.format != Format::CompressedTensors {
+            return Ok(HostLinear::Codes(Codes::pack(self.scheme, *n, *k, &self.integers(linear)?)));
+        }
+        // The backend computes with this packing as it is: no copy.
+        let find = |tensor: &str| self.tensor(tensor);
+        let read = pack_quantized::read_packed(&self.lookup(&find), name, *n, *k, self.scheme)?;
+        let LinearGrid { scale, zero } = read.grid;
+        Ok(HostLinear::Codes(Codes { scheme: self.scheme, codes: read.codes, scale, zero }))
+    }
+}

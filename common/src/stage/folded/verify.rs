@@ -1,0 +1,124 @@
+//! Reads a folded model back before it gets its name: by the reading rules of the engines, through the readers, which
+//! share no code with the writers, and compares every integer, scale and zero point with what was trained.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::write::Target;
+use super::{Folded, Format};
+use crate::data::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+use crate::format::tensor::{Dtype, Tensor};
+use crate::model::Config;
+use crate::model::names::{self, LinearName};
+use crate::model::rope::inverse_frequencies;
+use crate::model::weights::Source;
+use crate::quant::Integers;
+
+const CURE: &str = "report this; nothing was kept (--no-verify keeps it)";
+
+/// `each` is told of every linear compared.
+pub fn verify(dir: &Path, target: &Target, mut each: impl FnMut()) -> Result<()> {
+    let written = Folded::open(dir)?;
+    let differs = |found: String, expected: String| Err(Error::input(written.path(), found, expected, CURE));
+    if (written.format, written.scheme) != (target.format, target.scheme) {
+        let found = format!("it reads as {} in {}", written.scheme, written.format);
+        return differs(found, format!("{} in {}", target.scheme, target.format));
+    }
+    if !same_config(&written.config, target) {
+        return differs("its configuration reads as another model's".into(), "that of the trained model".into());
+    }
+    for linear in target.linears() {
+        let trained = target.low_rank(&linear)?;
+        let (got, want) = (written.integers(&linear)?, trained.integers(linear.n, linear.k));
+        trained.phi.forget();
+        if let Some((found, expected)) = difference(&linear, &got, &want, target) {
+            return differs(found, expected);
+        }
+        each();
+    }
+    for (name, shape) in names::floats(target.source.config()) {
+        let (got, want) = (written.float(&name, &shape)?, target.source.float(&name, &shape)?);
+        if kept(target, &name, &want) && !same_values(&got, &want) {
+            return differs(format!("{name} reads back changed"), "the values of the trained model".into());
+        }
+        got.forget();
+        want.forget();
+    }
+    tokenizer(&written, target)
+}
+
+/// A GGUF says frequencies as f32 and cannot say a sliding window; all else must be equal.
+fn same_config(got: &Config, target: &Target) -> bool {
+    let want = target.source.config();
+    if target.format != Format::Gguf {
+        return got == want;
+    }
+    let (mine, theirs) = (inverse_frequencies(&got.rope, got.head_dim), inverse_frequencies(&want.rope, want.head_dim));
+    let close = mine.iter().zip(&theirs).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs());
+    close && *got == Config { window: None, rope: got.rope.clone(), ..want.clone() }
+}
+
+/// The first difference: found, expected.
+fn difference(linear: &LinearName, got: &Integers, want: &Integers, target: &Target) -> Option<(String, String)> {
+    let (k, groups) = (linear.k, target.scheme.groups(linear.k));
+    let name = &linear.name;
+    if got.codes.len() != want.codes.len() {
+        return Some((format!("{name} reads back as {} integers", got.codes.len()), want.codes.len().to_string()));
+    }
+    let rows = got.codes.par_chunks(k).zip(want.codes.par_chunks(k));
+    if let Some(row) = rows.enumerate().find_map_first(|(row, (got, want))| (got != want).then_some(row)) {
+        let from = row * k;
+        let column = (0..k).find(|c| got.codes[from + c] != want.codes[from + c]).unwrap_or(0);
+        let value = |i: &Integers| i.codes[from + column] as i32 + target.scheme.qmin() as i32;
+        return Some((format!("{name} W_Z[{row}, {column}] reads back as {}", value(got)), value(want).to_string()));
+    }
+    let grids = [
+        ("scale", Some(&got.grid.scale), Some(&want.grid.scale)),
+        ("zero point", got.grid.zero.as_ref(), want.grid.zero.as_ref()),
+    ];
+    for (what, got, want) in grids {
+        let (got, want) = (got.map_or(&[][..], |v| v), want.map_or(&[][..], |v| v));
+        if got.len() != want.len() {
+            return Some((format!("{name} reads back with {} {what}s", got.len()), want.len().to_string()));
+        }
+        if let Some(i) = (0..got.len()).find(|i| got[*i].to_bits() != want[*i].to_bits()) {
+            let place = format!("[{}, {}]", i / groups, i % groups);
+            return Some((format!("{name} {what}{place} reads back as {}", got[i]), want[i].to_string()));
+        }
+    }
+    None
+}
+
+/// Is the tensor written without rounding? Only a GGUF's embedding and head may be rounded, on demand.
+fn kept(target: &Target, name: &str, tensor: &Tensor) -> bool {
+    let embedding = [names::EMBEDDING, names::HEAD].contains(&name);
+    target.format != Format::Gguf || !embedding || super::gguf::keeps(target, tensor.dtype)
+}
+
+fn same_values(got: &Tensor, want: &Tensor) -> bool {
+    if got.dtype == want.dtype {
+        return got.bytes() == want.bytes();
+    }
+    debug_assert!(got.dtype == Dtype::F32, "norms of a GGUF");
+    got.to_f32() == want.to_f32()
+}
+
+/// Two texts that use letters, digits, blanks, newlines, several scripts and an emoji must give the same ids.
+fn tokenizer(written: &Folded, target: &Target) -> Result<()> {
+    let texts = [
+        "In 1867, Brahms's 2nd sextet —\n\n  was  \"finished\"; it'll cost 12,345.67 €.",
+        "日本語 ελληνικά 🙂\tx=0x1F",
+    ];
+    let before = Tokenizer::from_files(target.from, target.support)?;
+    let after = Tokenizer::from_files(written.path(), &written.support_files()?)?;
+    for text in texts {
+        let (got, want) = (after.encode(text, true)?, before.encode(text, true)?);
+        if got != want {
+            let found = format!("its tokenizer reads {text:?} as {got:?}");
+            return Err(Error::input(written.path(), found, format!("{want:?}"), CURE));
+        }
+    }
+    Ok(())
+}
