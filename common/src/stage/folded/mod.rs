@@ -177,7 +177,9 @@ impl Folded {
             return Ok(());
         }
         let found = format!("groups of {group} in a linear of {} inputs ({})", linear.k, linear.name);
-        Err(Error::input(&self.path, found, "a group_size that divides them", "fold the checkpoint again"))
+        let described = self.path.join("config.json");
+        let path = if described.is_file() { &described } else { &self.path };
+        Err(Error::input(path, found, "a group_size that divides them", "fold the checkpoint again"))
     }
 
     pub fn path(&self) -> &Path {
