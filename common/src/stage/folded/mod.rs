@@ -84,13 +84,13 @@ impl Format {
 
     /// Why the format cannot hold this linear at this scheme; none if it can.
     pub fn unfit(self, linear: &LinearName, scheme: Scheme) -> Option<String> {
-        let LinearName { name, n, k } = linear;
+        let (n, k) = (linear.n, linear.k);
         match self {
-            Format::CompressedTensors => pack_quantized::unfit(name, *n, *k, scheme),
-            Format::IntQuantized => int_quantized::unfit(name, *n, *k, scheme),
-            Format::Gptq | Format::GptqV2 => gptq::unfit(name, *n, *k, scheme),
-            Format::Awq => awq::unfit(name, *n, *k, scheme),
-            Format::Gguf => gguf::unfit(linear, scheme),
+            Format::CompressedTensors => pack_quantized::unfit(n, k, scheme),
+            Format::IntQuantized => int_quantized::unfit(n, k, scheme),
+            Format::Gptq | Format::GptqV2 => gptq::unfit(n, k, scheme),
+            Format::Awq => awq::unfit(n, k, scheme),
+            Format::Gguf => gguf::unfit(k, scheme),
         }
     }
 }
