@@ -11,11 +11,12 @@ schemes := $(notdir $(wildcard pipelines/schemes/*))
 recipes := $(foreach model,$(models),$(addprefix $(model)-,$(schemes)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test demo install $(recipes)
+.PHONY: help build check test demo interop install $(recipes)
 
 help:
 	@echo 'make demo       a tiny model through all stages at w3pc, ending in a table; under a minute after the build'
 	@echo 'make test       all tests'
+	@echo 'make interop    folded models in the engines of PyPI, a table beside eval; downloads 10 GB, half an hour or more'
 	@echo 'make build      the six tools, into $(CARGO_TARGET_DIR)/release/'
 	@echo 'make check      formatting and lints'
 	@echo 'make install    the tools into $(PREFIX)/bin, named $(PROG_PREFIX)fold and so on (PREFIX=, PROG_PREFIX=)'
@@ -41,6 +42,9 @@ test:
 	tests/pipelines/run_test.sh
 
 demo: demo-w3pc
+
+interop: build
+	tests/interop/run
 
 # What is missing is said before the build, which takes minutes.
 $(recipes):
