@@ -43,8 +43,11 @@ struct Args {
     /// Show which format holds which scheme and which engine loads it, for the checkpoint or for the usual schemes
     #[arg(long)]
     list_targets: bool,
+    /// Only look whether the format can hold it: before training, of what lr-wrap made
+    #[arg(long)]
+    check: bool,
     /// Directory to write
-    #[arg(short, long, value_name = "DIR", required_unless_present = "list_targets")]
+    #[arg(short, long, value_name = "DIR", required_unless_present_any = ["list_targets", "check"])]
     output: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
@@ -111,7 +114,7 @@ fn run() -> Result<()> {
     if args.list_targets {
         return targets::list(&args.common, path.as_deref());
     }
-    let (Some(path), Some(output)) = (path, &args.output) else { unreachable!("clap asks for both") };
+    let Some(path) = path else { unreachable!("clap asks for it") };
     if args.embedding.is_some() && args.format != Format::Gguf {
         let what = format!("--embedding with --format {}", args.format);
         return Err(Error::usage(what, "only a GGUF says the type of its embedding; leave it out"));
@@ -135,6 +138,10 @@ fn run() -> Result<()> {
         embedding: args.embedding.map(Embedding::ggml),
     };
     target.check()?;
+    let (Some(output), false) = (&args.output, args.check) else {
+        warn(&args, &target);
+        return Ok(());
+    };
     let report = args.report.as_deref().map(|file| open_report(file, stage)).transpose()?;
     let mut record = wanted(&args, stage, output)?;
     match record::begin(output, &record, args.common.force, false)? {

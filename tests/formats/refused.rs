@@ -243,3 +243,15 @@ fn the_card() {
     let e = dir.run("fold checkpoint --report report.json -o out").fails(1);
     assert!(e.contains("no figures of checkpoint"), "{e}");
 }
+
+/// Before days of training: whether the format will hold the result.
+#[test]
+fn a_look_before_training() {
+    let dir = Dir::with_stages();
+    let before = dir.listing();
+    assert_eq!(dir.run("fold wrapped --check").ok(), "");
+    assert_eq!(dir.run("fold wrapped --check --format awq -o out").ok(), "");
+    let e = dir.run("fold wrapped --check --format int-quantized").fails(2);
+    assert!(e.contains("w4g8 cannot be written as int-quantized: int-quantized holds 8-bit"), "{e}");
+    assert_eq!(dir.listing(), before);
+}

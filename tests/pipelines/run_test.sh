@@ -74,7 +74,8 @@ test_whole_pipeline() {
     fresh
     llama
     check "ends well" is $status 0
-    check "all stages in order" is "$(calls)" "ptq-init lr-wrap shard qat-step eval fold eval "
+    check "all stages in order" is "$(calls)" "ptq-init lr-wrap fold shard qat-step eval fold eval "
+    check "the format before training" logged "^fold $work/run/wrapped --check"
     check "the card gets the figures" logged "^fold $work/run/checkpoint --report $work/run/trained.json -o $work/run/folded"
     check "the scheme and its fit" logged "ptq-init $work/model --scheme w4g128 --fit lp:3 -o $work/run/scales"
     check "the paper's recipe" logged "--batch 4 --accum 8 --seq 1024 --lr-ab 1e-3 --lr-scale 1e-5 --warmup 0.1 --schedule linear"
@@ -116,7 +117,7 @@ test_settings() {
     check "unknown pair: named" says '"llama3-8b-w9" is no MODEL-SCHEME; models: demo'
     fresh
     run --plan llama3-8b-w4g128 MODEL="$work/model" DATA="$work/train.txt"
-    check "plan: stops before training" is "$(calls)" "ptq-init lr-wrap shard qat-step "
+    check "plan: stops before training" is "$(calls)" "ptq-init lr-wrap fold shard qat-step "
     check "plan: on stdout" is "$(cat "$work/out")" "planned: 1 byte"
 }
 all_pairs() {
