@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::write::{Made, Target};
+use super::write::{Made, Target, round};
 use crate::data::tokenizer;
 use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, OutputFile};
@@ -14,7 +14,7 @@ use crate::format::gguf::llama_export::{ROPE_FACTORS, gguf_name, metadata, permu
 use crate::format::gguf::writer::{GgufWriter, TensorSpec};
 use crate::format::tensor::Dtype;
 use crate::model::names::{self, LinearName};
-use crate::quant::{Integers, Scheme};
+use crate::quant::{Integers, LinearGrid, Scheme};
 
 /// Why no block type holds rows of `k` weights.
 pub(super) fn unfit(k: usize, scheme: Scheme) -> Option<String> {
@@ -88,8 +88,9 @@ pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Se
     let parts = parts(target)?;
     let specs = parts.iter().map(|(spec, _)| spec.clone()).collect();
     let mut writer = GgufWriter::create(OutputFile::create(path)?, entries(target, &parts)?, specs)?;
-    let make = |(spec, part): &(TensorSpec, Part)| make(target, spec, part);
-    let mut next = parts.first().map(make).transpose()?;
+    let mut codes = Vec::new();
+    let mut make = |(spec, part): &(TensorSpec, Part)| make(target, spec, part, &mut codes);
+    let mut next = parts.first().map(&mut make).transpose()?;
     for (i, (spec, _)) in parts.iter().enumerate() {
         let now = next.take().expect("made in the round before");
         let (written, made) = rayon::join(
@@ -97,7 +98,7 @@ pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Se
                 Made::Bytes(bytes) => writer.put(&spec.name, bytes),
                 Made::Stored(tensor) => writer.put_float(&spec.name, tensor),
             },
-            || parts.get(i + 1).map(make).transpose(),
+            || parts.get(i + 1).map(&mut make).transpose(),
         );
         written?;
         next = made?;
@@ -118,35 +119,39 @@ fn entries(target: &Target, parts: &[(TensorSpec, Part)]) -> Result<Vec<(String,
     Ok(entries)
 }
 
-fn make(target: &Target, spec: &TensorSpec, part: &Part) -> Result<Made> {
+fn make(target: &Target, spec: &TensorSpec, part: &Part, codes: &mut Vec<u8>) -> Result<Made> {
     match part {
         Part::Float { name, shape } => Ok(Made::Stored(target.source.float(name, shape)?)),
         Part::RopeFactors(factors) => Ok(Made::Bytes(encode_float(GgmlType::F32, factors))),
         Part::Linear(linear) => {
             let w = target.low_rank(linear)?;
-            let integers = w.integers(linear.n, linear.k);
-            w.phi.forget();
-            representable(target, linear, &integers)?;
-            let integers = in_gguf_order(target, linear, integers);
-            Ok(Made::Bytes(encode(spec.ty, target.scheme, linear.n, linear.k, &integers)))
+            let grid = w.grid();
+            representable(target, linear, &grid)?;
+            round(&w, linear.n, linear.k, codes);
+            let integers = Integers { codes: std::mem::take(codes), grid };
+            let ordered = in_gguf_order(target, linear, &integers);
+            let blocks = encode(spec.ty, target.scheme, linear.n, linear.k, ordered.as_ref().unwrap_or(&integers));
+            *codes = integers.codes;
+            Ok(Made::Bytes(blocks))
         }
     }
 }
 
 /// Blocks hold scales as f16.
-fn representable(target: &Target, linear: &LinearName, integers: &Integers) -> Result<()> {
+fn representable(target: &Target, linear: &LinearName, grid: &LinearGrid) -> Result<()> {
     let exact = |s: &&f32| half::f16::from_f32(**s).to_f32() == **s;
-    match integers.grid.scale.iter().find(|s| !exact(s)) {
+    match grid.scale.iter().find(|s| !exact(s)) {
         None => Ok(()),
         Some(s) => Err(target.cannot_say(format!("{}: a scale of {s:e} is not exact in f16", linear.name))),
     }
 }
 
-fn in_gguf_order(target: &Target, linear: &LinearName, integers: Integers) -> Integers {
+/// The integers of q and k with their rows in another order; none of a linear that keeps it.
+fn in_gguf_order(target: &Target, linear: &LinearName, integers: &Integers) -> Option<Integers> {
     let config = target.source.config();
     match linear.name.rsplit('.').next() {
-        Some("q_proj") => permute_rows(&integers, config.heads, linear.n),
-        Some("k_proj") => permute_rows(&integers, config.kv_heads, linear.n),
-        _ => integers,
+        Some("q_proj") => Some(permute_rows(integers, config.heads, linear.n)),
+        Some("k_proj") => Some(permute_rows(integers, config.kv_heads, linear.n)),
+        _ => None,
     }
 }

@@ -15,7 +15,7 @@ use crate::format::safetensors::{Spec, TensorWriter};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::format::{awq, gptq};
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{HostLinear, HostLowRank, Source};
+use crate::model::weights::{HostLinear, HostLowRank, Rounding, Source};
 use crate::quant::{LinearGrid, Scheme};
 use crate::stage::float::SupportFiles;
 
@@ -124,16 +124,15 @@ impl Target<'_> {
         }
     }
 
-    fn encode_codes(&self, linear: &LinearName) -> Result<Vec<u8>> {
+    fn encode_codes(&self, linear: &LinearName, codes: &mut Vec<u8>) -> Result<Vec<u8>> {
         let (n, k, scheme) = (linear.n, linear.k, self.scheme);
         let w = self.low_rank(linear)?;
-        let codes = w.integers(n, k).codes;
-        w.phi.forget();
+        round(&w, n, k, codes);
         Ok(match self.format {
-            Format::CompressedTensors => pack_quantized::encode_codes(&codes, n, k, scheme),
-            Format::IntQuantized => int_quantized::encode_codes(&codes, n, k, scheme),
-            Format::Gptq | Format::GptqV2 => gptq::encode_codes(&codes, n, k, scheme),
-            Format::Awq | Format::Gguf => awq::encode_codes(&codes, n, k, scheme),
+            Format::CompressedTensors => pack_quantized::encode_codes(codes, n, k, scheme),
+            Format::IntQuantized => int_quantized::encode_codes(codes, n, k, scheme),
+            Format::Gptq | Format::GptqV2 => gptq::encode_codes(codes, n, k, scheme),
+            Format::Awq | Format::Gguf => awq::encode_codes(codes, n, k, scheme),
         })
     }
 
@@ -148,6 +147,14 @@ impl Target<'_> {
         };
         bytes.map_err(|why| self.cannot_say(format!("{}: {why}", linear.name)))
     }
+}
+
+/// The integers of a linear [n, k]. One buffer serves all of them: memory that was never touched costs more than the
+/// work that is done in it.
+pub(super) fn round(w: &HostLowRank, n: usize, k: usize, codes: &mut Vec<u8>) {
+    codes.resize(n * k, 0);
+    Rounding::new(w, k).all(codes);
+    w.phi.forget();
 }
 
 /// Writes everything but the model card; `each` is told the bytes of weights written.
@@ -191,9 +198,10 @@ fn safetensors(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -
     let metadata = [("format", "pt".to_string())];
     let mut writer = TensorWriter::create(OutputFile::create(path)?, target.specs()?, &metadata)?;
     let linears: BTreeMap<String, LinearName> = target.linears().into_iter().map(|l| (l.name.clone(), l)).collect();
-    let make = |spec: &Spec| encode(target, &linears, spec);
+    let mut codes = Vec::new();
+    let mut make = |spec: &Spec| encode(target, &linears, spec, &mut codes);
     let specs = writer.order().to_vec();
-    let mut next = specs.first().map(make).transpose()?;
+    let mut next = specs.first().map(&mut make).transpose()?;
     for (i, spec) in specs.iter().enumerate() {
         let now = next.take().expect("made in the round before");
         let (written, made) = join(
@@ -201,7 +209,7 @@ fn safetensors(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -
                 Made::Bytes(bytes) => writer.put(&spec.name, bytes),
                 Made::Stored(tensor) => writer.copy(&spec.name, tensor),
             },
-            || specs.get(i + 1).map(make).transpose(),
+            || specs.get(i + 1).map(&mut make).transpose(),
         );
         written?;
         next = made?;
@@ -210,10 +218,10 @@ fn safetensors(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -
     writer.finish()
 }
 
-fn encode(target: &Target, linears: &BTreeMap<String, LinearName>, spec: &Spec) -> Result<Made> {
+fn encode(target: &Target, linears: &BTreeMap<String, LinearName>, spec: &Spec, codes: &mut Vec<u8>) -> Result<Made> {
     let (stem, suffix) = spec.name.rsplit_once('.').unwrap_or((&spec.name, ""));
     let bytes = match linears.get(stem) {
-        Some(linear) if Some(suffix) == target.format.codes_suffix() => target.encode_codes(linear),
+        Some(linear) if Some(suffix) == target.format.codes_suffix() => target.encode_codes(linear, codes),
         Some(linear) => target.encode_rest(suffix, linear, &target.low_rank(linear)?.grid()),
         None => return Ok(Made::Stored(target.source.float(&spec.name, &spec.shape)?)),
     };
