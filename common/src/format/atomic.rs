@@ -16,6 +16,9 @@ pub struct FileDigest {
     pub blake3: String,
 }
 
+/// Bytes that are written at a time.
+const PART: usize = 1 << 20;
+
 /// A file being written with write(), hashed on the way.
 pub struct OutputFile {
     path: PathBuf,
@@ -27,13 +30,16 @@ pub struct OutputFile {
 impl OutputFile {
     pub fn create(path: &Path) -> Result<OutputFile> {
         let file = File::create(path).map_err(Error::io(path, "create"))?;
-        let file = std::io::BufWriter::with_capacity(1 << 20, file);
+        let file = std::io::BufWriter::with_capacity(PART, file);
         Ok(OutputFile { path: path.to_path_buf(), file, hash: blake3::Hasher::new(), bytes: 0 })
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(Error::io(&self.path, "write"))?;
-        self.hash.update(bytes);
+        // Hashed while they are still in the cache.
+        for part in bytes.chunks(PART) {
+            self.file.write_all(part).map_err(Error::io(&self.path, "write"))?;
+            self.hash.update(part);
+        }
         self.bytes += bytes.len() as u64;
         Ok(())
     }

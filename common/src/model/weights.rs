@@ -58,43 +58,77 @@ impl HostLowRank {
 
     /// W_Z = clip(round(Φ0 + α/r·AB)) and the forward scales, packed: what evaluation of a checkpoint computes with.
     pub fn fold(&self, n: usize, k: usize) -> Codes {
-        let codes = pack_rows(
-            self.scheme,
-            n,
-            k,
-            #[inline(always)]
-            |first, z| self.real(first, k, z),
-        );
         let LinearGrid { scale, zero } = self.grid();
+        let rounding = Rounding::new(self, k);
+        let codes = pack_codes(self.scheme, n, k, |first, codes| rounding.rows(first, codes));
         Codes { scheme: self.scheme, codes, scale, zero }
     }
+}
 
-    /// The same, not packed: what the tool `fold` writes.
-    pub fn integers(&self, n: usize, k: usize) -> Integers {
-        let codes = round_rows(
-            self.scheme,
-            n,
-            k,
-            k,
-            #[inline(always)]
-            |first, z| self.real(first, k, z),
-            |codes, out| out.copy_from_slice(codes),
-        );
-        Integers { codes, grid: self.grid() }
+/// Makes the integers of a linear, W_Z = clip(round(Φ0 + α/r·AB)), some rows at a time.
+pub struct Rounding<'a> {
+    w: &'a HostLowRank,
+    k: usize,
+    b: grid::Panels,
+}
+
+impl Rounding<'_> {
+    pub fn new(w: &HostLowRank, k: usize) -> Rounding<'_> {
+        Rounding { w, k, b: grid::Panels::new(&w.b, w.rank) }
     }
 
-    /// Z of a few rows from row `first` on.
-    #[inline(always)]
-    fn real(&self, first: usize, k: usize, z: &mut [f32]) {
-        let row_bytes = self.stored.row_bytes(self.scheme, k);
-        let rows = z.len() / k;
-        for (i, z) in z.chunks_exact_mut(k).enumerate() {
-            let row = first + i;
-            let packed = &self.phi.bytes()[row * row_bytes..(row + 1) * row_bytes];
-            self.stored.unpack_row(self.scheme, packed, z);
+    /// W_Z − qmin of whole rows from row `first` on.
+    pub fn rows(&self, first: usize, codes: &mut [u8]) {
+        let rank = self.w.rank;
+        let mut filled = vec![0.0; grid::ROWS * rank];
+        for (block, codes) in codes.chunks_mut(grid::ROWS * self.k).enumerate() {
+            let first = first + block * grid::ROWS;
+            let rows = codes.len() / self.k;
+            let a = &self.w.a[first * rank..(first + rows) * rank];
+            if rows == grid::ROWS {
+                simd(
+                    #[inline(always)]
+                    || self.block(first, a, codes),
+                );
+            } else {
+                filled[..a.len()].copy_from_slice(a);
+                simd(
+                    #[inline(always)]
+                    || self.block(first, &filled, codes),
+                );
+            }
         }
-        let a = &self.a[first * self.rank..(first + rows) * self.rank];
-        grid::add_lowrank(z, a, &self.b, self.rank, self.alpha / self.rank as f32);
+    }
+
+    /// Up to [`grid::ROWS`] rows; `a` [ROWS, r].
+    #[inline(always)]
+    fn block(&self, first: usize, a: &[f32], codes: &mut [u8]) {
+        let (w, k) = (self.w, self.k);
+        let (qmin, qmax) = (w.scheme.qmin(), w.scheme.qmax());
+        let row_bytes = w.stored.row_bytes(w.scheme, k);
+        let phi = &w.phi.bytes()[first * row_bytes..];
+        let factor = w.alpha / w.rank as f32;
+        for (p, from) in (0..k).step_by(grid::COLUMNS).enumerate() {
+            let columns = grid::COLUMNS.min(k - from);
+            // An even number of columns lies before, so that they are whole bytes.
+            let bytes = w.stored.row_bytes(w.scheme, from)..w.stored.row_bytes(w.scheme, from + columns);
+            let mut z = [[0f32; grid::COLUMNS]; grid::ROWS];
+            for (z, phi) in z.iter_mut().zip(phi.chunks_exact(row_bytes)).take(codes.len() / k) {
+                w.stored.unpack_row(w.scheme, &phi[bytes.clone()], &mut z[..columns]);
+            }
+            self.b.add(p, a, factor, &mut z);
+            for (z, codes) in z.iter().zip(codes.chunks_exact_mut(k)) {
+                for (code, z) in codes[from..from + columns].iter_mut().zip(z) {
+                    *code = grid::unsigned_code(*z, qmin, qmax);
+                }
+            }
+        }
+    }
+
+    /// All rows, in parallel; `codes` [n, k].
+    pub fn all(&self, codes: &mut [u8]) {
+        let rows = 4 * grid::ROWS;
+        codes.par_chunks_mut(rows * self.k).enumerate().for_each(|(block, codes)| self.rows(block * rows, codes));
     }
 }
 
@@ -112,12 +146,38 @@ impl Codes {
     }
 }
 
-/// Rounds and packs Z, made by `real` (`#[inline(always)]`) for a few rows from row `first` on, in parallel.
+/// Rounds and packs Z, made by `real` for a few rows from row `first` on, in parallel (`real` must be
+/// `#[inline(always)]`, to be compiled for the machine's instruction set).
 pub fn pack_rows(scheme: Scheme, n: usize, k: usize, real: impl Fn(usize, &mut [f32]) + Sync) -> Tensor {
+    let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
+    pack_codes(scheme, n, k, |first, codes| {
+        let mut z = vec![0.0; codes.len()];
+        simd(
+            #[inline(always)]
+            || {
+                real(first, &mut z);
+                for (code, z) in codes.iter_mut().zip(&z) {
+                    *code = grid::unsigned_code(*z, qmin, qmax);
+                }
+            },
+        );
+    })
+}
+
+/// Packs codes, W_Z − qmin, made by `make` for a few rows from row `first` on, in parallel.
+fn pack_codes(scheme: Scheme, n: usize, k: usize, make: impl Fn(usize, &mut [u8]) + Sync) -> Tensor {
     let words = pack::words(k, scheme.bits);
-    let bytes = round_rows(scheme, n, k, words * 4, real, |codes, out| {
-        pack_row(codes, scheme.bits, &mut vec![0; words], out);
-    });
+    let mut bytes = vec![0u8; n * words * 4];
+    bytes.par_chunks_mut(grid::ROWS * words * 4).enumerate().for_each_init(
+        || (vec![0; grid::ROWS * k], vec![0; words]),
+        |(codes, packed), (block, out)| {
+            let codes = &mut codes[..out.len() / (4 * words) * k];
+            make(block * grid::ROWS, codes);
+            for (codes, out) in codes.chunks_exact(k).zip(out.chunks_exact_mut(4 * words)) {
+                pack_row(codes, scheme.bits, packed, out);
+            }
+        },
+    );
     Tensor::owned(bytes, Dtype::I32, vec![n, words])
 }
 
@@ -127,42 +187,6 @@ fn pack_row(codes: &[u8], bits: u32, packed: &mut [u32], out: &mut [u8]) {
     for (out, word) in out.chunks_exact_mut(4).zip(packed) {
         out.copy_from_slice(&word.to_le_bytes());
     }
-}
-
-/// Rounds Z, made by `real` for a few rows from row `first` on, in parallel (`real` must be `#[inline(always)]`, to be
-/// compiled for the machine's instruction set); `store` takes each row's codes, W_Z − qmin,
-/// to its `row_bytes` of the output.
-fn round_rows(
-    scheme: Scheme,
-    n: usize,
-    k: usize,
-    row_bytes: usize,
-    real: impl Fn(usize, &mut [f32]) + Sync,
-    store: impl Fn(&[u8], &mut [u8]) + Sync,
-) -> Vec<u8> {
-    let mut bytes = vec![0u8; n * row_bytes];
-    let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
-    bytes.par_chunks_mut(grid::ROWS * row_bytes).enumerate().for_each(|(block, bytes)| {
-        let rows = bytes.len() / row_bytes;
-        let mut z = vec![0.0; rows * k];
-        let mut codes = vec![0u8; k];
-        simd(
-            #[inline(always)]
-            || real(block * grid::ROWS, &mut z),
-        );
-        for (z, out) in z.chunks_exact(k).zip(bytes.chunks_exact_mut(row_bytes)) {
-            simd(
-                #[inline(always)]
-                || {
-                    for (code, z) in codes.iter_mut().zip(z) {
-                        *code = grid::unsigned_code(*z, qmin, qmax);
-                    }
-                },
-            );
-            store(&codes, out);
-        }
-    });
-    bytes
 }
 
 /// A linear on the device.

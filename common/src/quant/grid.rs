@@ -3,6 +3,8 @@
 //!
 //! Source: LR-QAT (Bondarenko et al. 2024), equation 8; scales as design: exact in bf16 and f16.
 
+use std::array;
+
 use half::bf16;
 
 use super::lanes::{self, LANES};
@@ -46,16 +48,34 @@ pub fn unsigned_code(z: f32, qmin: f32, qmax: f32) -> u8 {
     (code(z, qmin, qmax) - qmin + WHOLE).to_bits() as u8
 }
 
-/// Columns that [`add_lowrank`] keeps in registers at a time.
-const COLUMNS: usize = 64;
+/// Columns that a block of sums has.
+pub const COLUMNS: usize = 64;
 /// Rows that share one pass over B.
 pub const ROWS: usize = 4;
 
+/// C of a block of [`ROWS`] × [`COLUMNS`]: C = 0 and, for i ascending, C = fma(A[n,i], B[i,k], C), all in f32. `a`
+/// [ROWS, r]; `b` gives row i of B.
+///
+/// Written so that the compiler keeps the sums and a row of B in vector registers, columns before rows: the other way
+/// round it reads B from memory for every product. Every element still sees exactly the sequence of operations above,
+/// so the result does not depend on the blocking or the instruction set.
+#[inline(always)]
+fn sums<'b>(a: &[f32], rank: usize, b: impl Fn(usize) -> &'b [f32; COLUMNS]) -> [[f32; COLUMNS]; ROWS] {
+    let mut c = [[0f32; COLUMNS]; ROWS];
+    let a: [&[f32]; ROWS] = array::from_fn(|n| &a[n * rank..][..rank]);
+    for i in 0..rank {
+        let (a, b) = (a.map(|a| a[i]), b(i));
+        for j in 0..COLUMNS {
+            for n in 0..ROWS {
+                c[n][j] = a[n].mul_add(b[j], c[n][j]);
+            }
+        }
+    }
+    c
+}
+
 /// Z of `rows` ≤ [`ROWS`] rows in place: `z` [rows, K] holds Φ0 and becomes fma(α/r, C, Φ0), where C = 0 and, for i
 /// ascending, C = fma(A[n,i], B[i,k], C), all in f32. `a` [rows, r], `b` [r, K].
-///
-/// Written so that the compiler keeps `ROWS × COLUMNS` sums in vector registers; every element still sees exactly
-/// the sequence of operations above, so the result does not depend on the blocking or the instruction set.
 #[inline(always)]
 pub fn add_lowrank(z: &mut [f32], a: &[f32], b: &[f32], rank: usize, factor: f32) {
     let rows = a.len() / rank;
@@ -63,16 +83,12 @@ pub fn add_lowrank(z: &mut [f32], a: &[f32], b: &[f32], rank: usize, factor: f32
     assert!(rows <= ROWS && a.len() == rows * rank && z.len() == rows * k && b.len() == rank * k);
     let mut from = 0;
     while from + COLUMNS <= k && rows == ROWS {
-        let mut c = [[0f32; COLUMNS]; ROWS];
-        for i in 0..rank {
-            let b: &[f32; COLUMNS] = b[i * k + from..i * k + from + COLUMNS].try_into().unwrap();
-            for (n, c) in c.iter_mut().enumerate() {
-                let a = a[n * rank + i];
-                for j in 0..COLUMNS {
-                    c[j] = a.mul_add(b[j], c[j]);
-                }
-            }
-        }
+        let c = sums(
+            a,
+            rank,
+            #[inline(always)]
+            |i| b[i * k + from..i * k + from + COLUMNS].try_into().unwrap(),
+        );
         for (n, c) in c.iter().enumerate() {
             let z: &mut [f32; COLUMNS] = (&mut z[n * k + from..n * k + from + COLUMNS]).try_into().unwrap();
             for j in 0..COLUMNS {
@@ -88,6 +104,49 @@ pub fn add_lowrank(z: &mut [f32], a: &[f32], b: &[f32], rank: usize, factor: f32
                 c = a[n * rank + i].mul_add(b[i * k + col], c);
             }
             z[n * k + col] = factor.mul_add(c, z[n * k + col]);
+        }
+    }
+}
+
+/// B [r, K] in panels of [`COLUMNS`] columns, each [r, COLUMNS], the last filled up with zeros. As it lies, the rows
+/// of B that a block of sums reads are K numbers apart, which for most models maps them all to a few sets of the cache.
+pub struct Panels {
+    rank: usize,
+    rows: Vec<PanelRow>,
+}
+
+/// In whole cache lines.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct PanelRow([f32; COLUMNS]);
+
+impl Panels {
+    pub fn new(b: &[f32], rank: usize) -> Panels {
+        let k = b.len() / rank;
+        let mut rows = vec![PanelRow([0.0; COLUMNS]); k.div_ceil(COLUMNS) * rank];
+        for (p, panel) in rows.chunks_exact_mut(rank).enumerate() {
+            let columns = COLUMNS.min(k - p * COLUMNS);
+            for (PanelRow(row), b) in panel.iter_mut().zip(b.chunks_exact(k)) {
+                row[..columns].copy_from_slice(&b[p * COLUMNS..][..columns]);
+            }
+        }
+        Panels { rank, rows }
+    }
+
+    /// Z of one block, in place: as [`add_lowrank`], of [`ROWS`] rows and the columns of panel `p`. `a` [ROWS, r].
+    #[inline(always)]
+    pub fn add(&self, p: usize, a: &[f32], factor: f32, z: &mut [[f32; COLUMNS]; ROWS]) {
+        let panel = &self.rows[p * self.rank..(p + 1) * self.rank];
+        let c = sums(
+            a,
+            self.rank,
+            #[inline(always)]
+            |i| &panel[i].0,
+        );
+        for (z, c) in z.iter_mut().zip(&c) {
+            for j in 0..COLUMNS {
+                z[j] = factor.mul_add(c[j], z[j]);
+            }
         }
     }
 }
@@ -151,15 +210,33 @@ mod tests {
         let (rank, k) = (5, 150);
         let val = |i: usize| ((i * 2654435761) % 1000) as f32 / 500.0 - 1.0;
         let b: Vec<f32> = (0..rank * k).map(val).collect();
+        let panels = Panels::new(&b, rank);
         for rows in 1..=ROWS {
             let a: Vec<f32> = (0..rows * rank).map(|i| val(i + 77)).collect();
-            let mut z: Vec<f32> = (0..rows * k).map(|i| val(i + 13)).collect();
-            let phi = z.clone();
+            let phi: Vec<f32> = (0..rows * k).map(|i| val(i + 13)).collect();
+            let definition = |n: usize, col: usize| {
+                let c = (0..rank).fold(0f32, |c, i| a[n * rank + i].mul_add(b[i * k + col], c));
+                0.2f32.mul_add(c, phi[n * k + col])
+            };
+            let mut z = phi.clone();
             add_lowrank(&mut z, &a, &b, rank, 0.2);
-            for n in 0..rows {
-                for col in 0..k {
-                    let c = (0..rank).fold(0f32, |c, i| a[n * rank + i].mul_add(b[i * k + col], c));
-                    assert_eq!(z[n * k + col].to_bits(), 0.2f32.mul_add(c, phi[n * k + col]).to_bits());
+            for (at, z) in z.iter().enumerate() {
+                assert_eq!(z.to_bits(), definition(at / k, at % k).to_bits());
+            }
+            if rows < ROWS {
+                continue;
+            }
+            for from in (0..k).step_by(COLUMNS) {
+                let mut z = [[0.0; COLUMNS]; ROWS];
+                let columns = COLUMNS.min(k - from);
+                for (n, z) in z.iter_mut().enumerate() {
+                    z[..columns].copy_from_slice(&phi[n * k + from..][..columns]);
+                }
+                panels.add(from / COLUMNS, &a, 0.2, &mut z);
+                for (n, z) in z.iter().enumerate() {
+                    for (j, z) in z[..columns].iter().enumerate() {
+                        assert_eq!(z.to_bits(), definition(n, from + j).to_bits());
+                    }
                 }
             }
         }

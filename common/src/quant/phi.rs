@@ -38,6 +38,7 @@ impl Phi {
     }
 
     /// Packs one row of W0/s0 + z.
+    #[inline(always)]
     pub fn pack_row(self, scheme: Scheme, x: &[f32], out: &mut [u8]) {
         assert_eq!(out.len(), self.row_bytes(scheme, x.len()));
         let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
@@ -45,18 +46,22 @@ impl Phi {
             Phi::Q => {
                 let one = (1u32 << (8 - scheme.bits)) as f32;
                 for (out, x) in out.iter_mut().zip(x) {
-                    *out = grid::round(x.clamp(qmin, qmax) * one) as i8 as u8;
+                    *out = signed_byte(grid::round(clip(*x, qmin, qmax) * one));
                 }
             }
             Phi::Int if self.double_packed(scheme) => {
-                for (out, x) in out.iter_mut().zip(x.chunks(2)) {
-                    let nibble = |x: f32| grid::code(x, qmin, qmax) as i8 as u8 & 15;
-                    *out = nibble(x[0]) | x.get(1).map_or(0, |x| nibble(*x) << 4);
+                let nibble = |x: f32| signed_byte(grid::code(x, qmin, qmax)) & 15;
+                let (pairs, rest) = x.as_chunks::<2>();
+                for (out, x) in out.iter_mut().zip(pairs) {
+                    *out = nibble(x[0]) | nibble(x[1]) << 4;
+                }
+                if let ([x], Some(out)) = (rest, out.last_mut()) {
+                    *out = nibble(*x);
                 }
             }
             Phi::Int => {
                 for (out, x) in out.iter_mut().zip(x) {
-                    *out = grid::code(*x, qmin, qmax) as i8 as u8;
+                    *out = signed_byte(grid::code(*x, qmin, qmax));
                 }
             }
             Phi::Bf16 => {
@@ -83,11 +88,13 @@ impl Phi {
                 }
             }
             Phi::Int if self.double_packed(scheme) => {
-                for (out, p) in out.chunks_mut(2).zip(packed) {
-                    out[0] = (((*p << 4) as i8) >> 4) as f32;
-                    if let Some(out) = out.get_mut(1) {
-                        *out = ((*p as i8) >> 4) as f32;
-                    }
+                let (pairs, rest) = out.as_chunks_mut::<2>();
+                let low = |p: u8| (((p << 4) as i8) >> 4) as f32;
+                for (out, p) in pairs.iter_mut().zip(packed) {
+                    *out = [low(*p), ((*p as i8) >> 4) as f32];
+                }
+                if let ([out], Some(p)) = (rest, packed.last()) {
+                    *out = low(*p);
                 }
             }
             Phi::Int => {
@@ -107,6 +114,21 @@ impl Phi {
             }
         }
     }
+}
+
+/// f32::clamp checks its bounds for every element, and a loop over it is not vectorized.
+#[inline(always)]
+#[allow(clippy::manual_clamp)]
+fn clip(x: f32, qmin: f32, qmax: f32) -> f32 {
+    let x = if x < qmin { qmin } else { x };
+    if x > qmax { qmax } else { x }
+}
+
+/// A whole number from −128 to 127 in two's complement; as [`grid::unsigned_code`] without a conversion that saturates.
+#[inline(always)]
+fn signed_byte(x: f32) -> u8 {
+    const WHOLE: f32 = 12_582_912.0; // 1.5·2^23
+    (x + WHOLE).to_bits() as u8
 }
 
 impl fmt::Display for Phi {

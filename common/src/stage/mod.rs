@@ -1,6 +1,7 @@
 //! The artefacts that the tools pass on, one file per kind. Each is a directory with a `stage.json`, written last:
 //! the directory exists, so the stage is complete.
 
+mod ahead;
 pub mod base;
 pub mod checkpoint;
 pub mod float;

@@ -8,11 +8,13 @@
 //! | `<linear>.lora_a`, `<linear>.lora_b` | f32 | [N, r], [r, K] | start values: zero, and U(−1/√K, 1/√K) |
 //! | embeddings, norms, head | as in the model | | under their own names |
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use super::ahead::{Made, ahead};
 use super::base::BaseModel;
 use super::float::{SupportFiles, read_config, read_support_files};
 use super::record::{Kind, Stage};
@@ -20,7 +22,7 @@ use super::scales::{self, Scales, read_grid, scheme_of};
 use crate::compute::cpu::simd::simd;
 use crate::error::{Error, Result};
 use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
-use crate::format::tensor::{Dtype, Tensor};
+use crate::format::tensor::{Dtype, Tensor, decode_f32};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
 use crate::model::weights::{HostLinear, HostLowRank, Source};
@@ -81,67 +83,95 @@ pub fn specs(model: &BaseModel, scheme: Scheme, w: &Wrapping) -> Result<Vec<Spec
 }
 
 /// Writes every tensor; `each` is told the bytes written, for a progress bar.
-pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each: impl FnMut(u64)) -> Result<()> {
+pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each: impl FnMut(u64) + Send) -> Result<()> {
     let config = scales.model.config();
-    let linears: std::collections::BTreeMap<String, LinearName> =
+    let linears: BTreeMap<String, LinearName> =
         names::linears(config).into_iter().map(|l| (l.name.clone(), l)).collect();
-    for spec in writer.order().to_vec() {
+    let place = |spec: &Spec| {
         let (stem, suffix) = spec.name.rsplit_once('.').unwrap_or((&spec.name, ""));
-        match (linears.get(stem), suffix) {
-            (Some(linear), "phi") => writer.put(&spec.name, &downcast(scales, linear, w)?)?,
-            (Some(_), "lora_a") => writer.put(&spec.name, &vec![0; spec.bytes()])?,
+        (linears.get(stem), suffix.to_string())
+    };
+    let make = |spec: &Spec, made: &mut Made| {
+        let (linear, suffix) = place(spec);
+        match (linear, suffix.as_str()) {
+            (Some(linear), "phi") => downcast(scales, linear, w, made.room(spec.bytes()))?,
+            (Some(_), "lora_a") => made.room(spec.bytes()).fill(0),
             (Some(linear), "lora_b") => {
-                let b = lowrank::init_b(w.rank, linear.k, w.seed, &spec.name);
-                writer.put(&spec.name, bytemuck::cast_slice(&b))?;
+                made.put(bytemuck::cast_slice(&lowrank::init_b(w.rank, linear.k, w.seed, &spec.name)));
             }
-            (Some(linear), _) => scales::put(writer, &spec.name, &scales.grid(linear)?)?,
+            (Some(_), _) => {}
             (None, _) => {
                 let t = scales.model.float(&spec.name, &spec.shape)?;
-                finite(&t, &spec.name, scales.model.path(), "fetch the model again, or fix the checkpoint")?;
-                writer.copy(&spec.name, &t)?;
+                check_finite(&t, &spec.name, scales.model.path(), "fetch the model again, or fix the checkpoint")?;
+                made.store(t);
             }
         }
+        Ok(())
+    };
+    let specs = writer.order().to_vec();
+    let put = |spec: &Spec, made: &Made| {
+        let (linear, suffix) = place(spec);
+        match (linear, suffix.as_str(), made.stored()) {
+            (Some(linear), "scale" | "zero_point", _) => scales::put(writer, &spec.name, &scales.grid(linear)?)?,
+            (.., Some(tensor)) => writer.copy(&spec.name, tensor)?,
+            (.., None) => writer.put(&spec.name, made.bytes())?,
+        }
         each(spec.bytes() as u64);
-    }
-    Ok(())
+        Ok(())
+    };
+    ahead(&specs, make, put)
 }
 
-fn finite(t: &Tensor, name: &str, path: &Path, cure: &str) -> Result<()> {
-    let width = t.shape.last().copied().unwrap_or(1);
-    let bad = (0..t.len() / width.max(1)).into_par_iter().find_any(|row| {
-        let mut values = vec![0.0; width];
-        t.read_f32(row * width..(row + 1) * width, &mut values);
-        values.iter().any(|v| !v.is_finite())
-    });
-    match bad {
-        Some(row) => Err(Error::input(
-            path,
-            format!("{name} row {row} holds a value that is not finite"),
-            "finite weights",
-            cure,
-        )),
-        None => Ok(()),
-    }
+/// Of a tensor of any size, part by part: no more of it is resident at a time.
+fn check_finite(t: &Tensor, name: &str, path: &Path, cure: &str) -> Result<()> {
+    const STEP: usize = 1 << 16;
+    let (size, width) = (t.dtype.bitsize() / 8, t.shape.last().copied().unwrap_or(1));
+    let mut before = 0;
+    t.for_each_part(|part| {
+        let steps = part.par_chunks(STEP).enumerate();
+        let bad = steps.map_init(Vec::new, |values, (i, bytes)| {
+            values.resize(bytes.len() / size, 0.0);
+            decode_f32(bytes, t.dtype, values);
+            not_finite(values).map(|at| i * STEP / size + at)
+        });
+        if let Some(at) = bad.find_map_first(|at| at) {
+            return Err(not_finite_in(name, (before + at) / width, path, cure));
+        }
+        before += part.len() / size;
+        Ok(())
+    })
+}
+
+/// The first value that is not finite.
+fn not_finite(values: &[f32]) -> Option<usize> {
+    // A look at all of them is vectorized, a search is not.
+    let any = values.iter().fold(false, |any, v| any | !v.is_finite());
+    if any { values.iter().position(|v| !v.is_finite()) } else { None }
+}
+
+fn not_finite_in(name: &str, row: usize, path: &Path, cure: &str) -> Error {
+    Error::input(path, format!("{name} row {row} holds a value that is not finite"), "finite weights", cure)
 }
 
 /// Φ0 = φ(W0/s0 + z) of one linear; of a model quantized by the same scheme, φ of its integers.
-fn downcast(scales: &Scales, linear: &LinearName, w: &Wrapping) -> Result<Vec<u8>> {
-    let (n, k, scheme) = (linear.n, linear.k, scales.scheme);
+fn downcast(scales: &Scales, linear: &LinearName, w: &Wrapping, packed: &mut [u8]) -> Result<()> {
+    let (k, scheme) = (linear.k, scales.scheme);
     let start = scales.start(linear)?;
-    let row_bytes = w.phi.row_bytes(scheme, k);
-    let mut packed = vec![0u8; n * row_bytes];
-    packed.par_chunks_mut(row_bytes).enumerate().for_each(|(row, packed)| {
-        let mut z = vec![0.0; k];
-        simd(
-            #[inline(always)]
-            || {
-                start.read(row, &mut z);
-                w.phi.pack_row(scheme, &z, packed);
-            },
-        );
-    });
+    let rows = packed.par_chunks_mut(w.phi.row_bytes(scheme, k)).enumerate();
+    rows.for_each_init(
+        || vec![0.0; k],
+        |z, (row, packed)| {
+            simd(
+                #[inline(always)]
+                || {
+                    start.read(row, z);
+                    w.phi.pack_row(scheme, z, packed);
+                },
+            );
+        },
+    );
     start.forget();
-    Ok(packed)
+    Ok(())
 }
 
 /// An open `wrapped/`.
@@ -190,10 +220,12 @@ impl Wrapped {
         let read = |suffix: &str, shape: [usize; 2]| {
             let name = format!("{}.{suffix}", linear.name);
             let tensor = from.expect(&name, Dtype::F32, &shape)?;
-            finite(&tensor, &name, from.path(), "make the file again")?;
             let values = tensor.to_f32();
             tensor.forget();
-            Ok(values)
+            match not_finite(&values) {
+                None => Ok(values),
+                Some(at) => Err(not_finite_in(&name, at / shape[1], from.path(), "make the file again")),
+            }
         };
         if trained.is_some() {
             scale = read("scale", [n, self.scheme.groups(k)])?;

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use super::write::{Made, Target};
+use rayon::prelude::*;
+
+use super::write::{ROWS, Target};
 use crate::data::tokenizer;
 use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, OutputFile};
@@ -14,7 +16,9 @@ use crate::format::gguf::llama_export::{ROPE_FACTORS, gguf_name, metadata, permu
 use crate::format::gguf::writer::{GgufWriter, TensorSpec};
 use crate::format::tensor::Dtype;
 use crate::model::names::{self, LinearName};
-use crate::quant::{Integers, Scheme};
+use crate::model::weights::{HostLowRank, Rounding};
+use crate::quant::{Integers, LinearGrid, Scheme};
+use crate::stage::ahead::{Made, ahead};
 
 /// Why no block type holds rows of `k` weights.
 pub(super) fn unfit(k: usize, scheme: Scheme) -> Option<String> {
@@ -83,26 +87,19 @@ pub(super) fn bytes(target: &Target) -> Result<u64> {
     Ok(parts(target)?.iter().map(|(spec, _)| spec.bytes() as u64).sum())
 }
 
-/// Each tensor is made while the one before it is written.
 pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<FileDigest> {
     let parts = parts(target)?;
     let specs = parts.iter().map(|(spec, _)| spec.clone()).collect();
     let mut writer = GgufWriter::create(OutputFile::create(path)?, entries(target, &parts)?, specs)?;
-    let make = |(spec, part): &(TensorSpec, Part)| make(target, spec, part);
-    let mut next = parts.first().map(make).transpose()?;
-    for (i, (spec, _)) in parts.iter().enumerate() {
-        let now = next.take().expect("made in the round before");
-        let (written, made) = rayon::join(
-            || match &now {
-                Made::Bytes(bytes) => writer.put(&spec.name, bytes),
-                Made::Stored(tensor) => writer.put_float(&spec.name, tensor),
-            },
-            || parts.get(i + 1).map(make).transpose(),
-        );
-        written?;
-        next = made?;
+    let write = |(spec, _): &(TensorSpec, Part), made: &Made| {
+        match made.stored() {
+            Some(tensor) => writer.put_float(&spec.name, tensor)?,
+            None => writer.put(&spec.name, made.bytes())?,
+        }
         each(spec.bytes() as u64);
-    }
+        Ok(())
+    };
+    ahead(&parts, |(spec, part), made| make(target, spec, part, made), write)?;
     writer.finish()
 }
 
@@ -118,35 +115,59 @@ fn entries(target: &Target, parts: &[(TensorSpec, Part)]) -> Result<Vec<(String,
     Ok(entries)
 }
 
-fn make(target: &Target, spec: &TensorSpec, part: &Part) -> Result<Made> {
+fn make(target: &Target, spec: &TensorSpec, part: &Part, made: &mut Made) -> Result<()> {
     match part {
-        Part::Float { name, shape } => Ok(Made::Stored(target.source.float(name, shape)?)),
-        Part::RopeFactors(factors) => Ok(Made::Bytes(encode_float(GgmlType::F32, factors))),
+        Part::Float { name, shape } => made.store(target.source.float(name, shape)?),
+        Part::RopeFactors(factors) => made.put(&encode_float(GgmlType::F32, factors)),
         Part::Linear(linear) => {
             let w = target.low_rank(linear)?;
-            let integers = w.integers(linear.n, linear.k);
+            let grid = w.grid();
+            representable(target, linear, &grid)?;
+            blocks(target, spec.ty, linear, &w, &grid, made.room(spec.bytes()));
             w.phi.forget();
-            representable(target, linear, &integers)?;
-            let integers = in_gguf_order(target, linear, integers);
-            Ok(Made::Bytes(encode(spec.ty, target.scheme, linear.n, linear.k, &integers)))
         }
     }
+    Ok(())
+}
+
+/// The blocks of ggml of a linear to `out`, some rows at a time, so that the integers never leave the cache.
+fn blocks(target: &Target, ty: GgmlType, linear: &LinearName, w: &HostLowRank, grid: &LinearGrid, out: &mut [u8]) {
+    let (n, k, scheme) = (linear.n, linear.k, target.scheme);
+    let (groups, head) = (scheme.groups(k), rotated(target, linear));
+    // Whole heads, since their rows change places.
+    let rows = head.map_or(ROWS, |head| ROWS.next_multiple_of(head));
+    let rounding = Rounding::new(w, k);
+    let each = out.par_chunks_mut(rows * (out.len() / n)).enumerate();
+    each.for_each_init(Vec::new, |codes: &mut Vec<u8>, (block, out)| {
+        let (first, rows) = (block * rows, rows.min(n - block * rows));
+        codes.resize(rows * k, 0);
+        rounding.rows(first, codes);
+        let part = |values: &Vec<f32>| values[first * groups..(first + rows) * groups].to_vec();
+        let grid = LinearGrid { scale: part(&grid.scale), zero: grid.zero.as_ref().map(part) };
+        let mut integers = Integers { codes: std::mem::take(codes), grid };
+        if let Some(head) = head {
+            integers = permute_rows(&integers, rows / head, rows);
+        }
+        out.copy_from_slice(&encode(ty, scheme, rows, k, &integers));
+        *codes = integers.codes;
+    });
 }
 
 /// Blocks hold scales as f16.
-fn representable(target: &Target, linear: &LinearName, integers: &Integers) -> Result<()> {
+fn representable(target: &Target, linear: &LinearName, grid: &LinearGrid) -> Result<()> {
     let exact = |s: &&f32| half::f16::from_f32(**s).to_f32() == **s;
-    match integers.grid.scale.iter().find(|s| !exact(s)) {
+    match grid.scale.iter().find(|s| !exact(s)) {
         None => Ok(()),
         Some(s) => Err(target.cannot_say(format!("{}: a scale of {s:e} is not exact in f16", linear.name))),
     }
 }
 
-fn in_gguf_order(target: &Target, linear: &LinearName, integers: Integers) -> Integers {
+/// Rows of a head, for q and k, whose rows have another order in a GGUF.
+fn rotated(target: &Target, linear: &LinearName) -> Option<usize> {
     let config = target.source.config();
     match linear.name.rsplit('.').next() {
-        Some("q_proj") => permute_rows(&integers, config.heads, linear.n),
-        Some("k_proj") => permute_rows(&integers, config.kv_heads, linear.n),
-        _ => integers,
+        Some("q_proj") => Some(linear.n / config.heads),
+        Some("k_proj") => Some(linear.n / config.kv_heads),
+        _ => None,
     }
 }

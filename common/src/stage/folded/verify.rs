@@ -13,8 +13,11 @@ use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
 use crate::model::rope::inverse_frequencies;
-use crate::model::weights::Source;
-use crate::quant::Integers;
+use crate::model::weights::{HostLowRank, Rounding, Source};
+use crate::quant::LinearGrid;
+
+/// Rows that are compared at a time.
+const ROWS: usize = 16;
 
 const CURE: &str = "report this; nothing was kept (--no-verify keeps it)";
 
@@ -31,11 +34,13 @@ pub fn verify(dir: &Path, target: &Target, mut each: impl FnMut()) -> Result<()>
     }
     for linear in target.linears() {
         let trained = target.low_rank(&linear)?;
-        let (got, want) = (written.integers(&linear)?, trained.integers(linear.n, linear.k));
-        trained.phi.forget();
-        if let Some((found, expected)) = difference(&linear, &got, &want, target) {
+        let got = written.integers(&linear)?;
+        let difference =
+            codes_differ(&linear, &got.codes, &trained).or_else(|| grids_differ(&linear, &got.grid, &trained));
+        if let Some((found, expected)) = difference {
             return differs(found, expected);
         }
+        trained.phi.forget();
         each();
     }
     for (name, shape) in names::floats(target.source.config()) {
@@ -60,24 +65,30 @@ fn same_config(got: &Config, target: &Target) -> bool {
     close && *got == Config { window: None, rope: got.rope.clone(), ..want.clone() }
 }
 
-/// The first difference: found, expected.
-fn difference(linear: &LinearName, got: &Integers, want: &Integers, target: &Target) -> Option<(String, String)> {
-    let (k, groups) = (linear.k, target.scheme.groups(linear.k));
-    let name = &linear.name;
-    if got.codes.len() != want.codes.len() {
-        return Some((format!("{name} reads back as {} integers", got.codes.len()), want.codes.len().to_string()));
+/// The first integer that differs: found, expected. A few rows at a time are made again and compared.
+fn codes_differ(linear: &LinearName, got: &[u8], trained: &HostLowRank) -> Option<(String, String)> {
+    let LinearName { name, n, k } = linear;
+    if got.len() != n * k {
+        return Some((format!("{name} reads back as {} integers", got.len()), (n * k).to_string()));
     }
-    let rows = got.codes.par_chunks(k).zip(want.codes.par_chunks(k));
-    if let Some(row) = rows.enumerate().find_map_first(|(row, (got, want))| (got != want).then_some(row)) {
-        let from = row * k;
-        let column = (0..k).find(|c| got.codes[from + c] != want.codes[from + c]).unwrap_or(0);
-        let value = |i: &Integers| i.codes[from + column] as i32 + target.scheme.qmin() as i32;
-        return Some((format!("{name} W_Z[{row}, {column}] reads back as {}", value(got)), value(want).to_string()));
-    }
-    let grids = [
-        ("scale", Some(&got.grid.scale), Some(&want.grid.scale)),
-        ("zero point", got.grid.zero.as_ref(), want.grid.zero.as_ref()),
-    ];
+    let rounding = Rounding::new(trained, *k);
+    let blocks = got.par_chunks(ROWS * k).enumerate();
+    let first = blocks.map_init(Vec::new, |want, (block, got)| {
+        want.resize(got.len(), 0);
+        rounding.rows(block * ROWS, want);
+        let at = if got == want { None } else { got.iter().zip(&*want).position(|(got, want)| got != want) };
+        at.map(|at| (block * ROWS * k + at, got[at], want[at]))
+    });
+    let (at, got, want) = first.find_map_first(|different| different)?;
+    let value = |code: u8| i32::from(code) + trained.scheme.qmin() as i32;
+    let found = format!("{name} W_Z[{}, {}] reads back as {}", at / k, at % k, value(got));
+    Some((found, value(want).to_string()))
+}
+
+/// The first scale or zero point that differs.
+fn grids_differ(linear: &LinearName, got: &LinearGrid, trained: &HostLowRank) -> Option<(String, String)> {
+    let (name, groups, want) = (&linear.name, trained.scheme.groups(linear.k), trained.grid());
+    let grids = [("scale", Some(&got.scale), Some(&want.scale)), ("zero point", got.zero.as_ref(), want.zero.as_ref())];
     for (what, got, want) in grids {
         let (got, want) = (got.map_or(&[][..], |v| v), want.map_or(&[][..], |v| v));
         if got.len() != want.len() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rayon::join;
+use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{Format, SAFETENSORS, gguf};
@@ -12,12 +12,16 @@ use crate::format::atomic::{FileDigest, OutputFile, PartDir, write_file};
 use crate::format::compressed_tensors::{int_quantized, pack_quantized};
 use crate::format::gguf::blocks::GgmlType;
 use crate::format::safetensors::{Spec, TensorWriter};
-use crate::format::tensor::{Dtype, Tensor};
+use crate::format::tensor::Dtype;
 use crate::format::{awq, gptq};
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{HostLinear, HostLowRank, Source};
-use crate::quant::{LinearGrid, Scheme};
+use crate::model::weights::{HostLinear, HostLowRank, Rounding, Source};
+use crate::quant::{LinearGrid, Scheme, pack};
+use crate::stage::ahead::{Made, ahead};
 use crate::stage::float::SupportFiles;
+
+/// Rows of a linear that are made at a time: a cache line of AWQ's words.
+pub(super) const ROWS: usize = 128;
 
 /// What is to be written.
 pub struct Target<'a> {
@@ -124,17 +128,33 @@ impl Target<'_> {
         }
     }
 
-    fn encode_codes(&self, linear: &LinearName) -> Result<Vec<u8>> {
+    /// The codes of a linear as they are stored, to `out`: [`ROWS`] rows at a time are rounded and packed, so that the
+    /// integers never leave the cache.
+    fn encode_codes(&self, linear: &LinearName, w: &HostLowRank, out: &mut [u8]) {
         let (n, k, scheme) = (linear.n, linear.k, self.scheme);
-        let w = self.low_rank(linear)?;
-        let codes = w.integers(n, k).codes;
+        let rounding = Rounding::new(w, k);
+        // Where the format stores a linear transposed, rows of W are a part of each of its rows.
+        let stored_rows = match self.format {
+            Format::CompressedTensors | Format::IntQuantized => 1,
+            Format::Gptq | Format::GptqV2 => pack::words(k, scheme.bits),
+            Format::Awq | Format::Gguf => k,
+        };
+        let blocks = across(out, stored_rows, n, ROWS).into_par_iter().enumerate();
+        blocks.for_each_init(Vec::new, |codes, (block, parts)| {
+            let (first, rows) = (block * ROWS, ROWS.min(n - block * ROWS));
+            codes.resize(rows * k, 0);
+            rounding.rows(first, codes);
+            let packed = match self.format {
+                Format::CompressedTensors => pack_quantized::encode_codes(codes, rows, k, scheme),
+                Format::IntQuantized => int_quantized::encode_codes(codes, rows, k, scheme),
+                Format::Gptq | Format::GptqV2 => gptq::encode_codes(codes, rows, k, scheme),
+                Format::Awq | Format::Gguf => awq::encode_codes(codes, rows, k, scheme),
+            };
+            for (part, packed) in parts.into_iter().zip(packed.chunks_exact(packed.len() / stored_rows)) {
+                part.copy_from_slice(packed);
+            }
+        });
         w.phi.forget();
-        Ok(match self.format {
-            Format::CompressedTensors => pack_quantized::encode_codes(&codes, n, k, scheme),
-            Format::IntQuantized => int_quantized::encode_codes(&codes, n, k, scheme),
-            Format::Gptq | Format::GptqV2 => gptq::encode_codes(&codes, n, k, scheme),
-            Format::Awq | Format::Gguf => awq::encode_codes(&codes, n, k, scheme),
-        })
     }
 
     fn encode_rest(&self, suffix: &str, linear: &LinearName, grid: &LinearGrid) -> Result<Vec<u8>> {
@@ -179,43 +199,78 @@ fn pretty(value: &Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
 }
 
-/// A tensor on its way to the file.
-pub(super) enum Made {
-    Bytes(Vec<u8>),
-    /// Copied as it lies in the input.
-    Stored(Tensor),
+/// Cuts each of the `rows` of `out`, in which `n` things lie side by side, into pieces of `width` of them. Piece by
+/// piece, the parts of all rows.
+fn across(out: &mut [u8], rows: usize, n: usize, width: usize) -> Vec<Vec<&mut [u8]>> {
+    let row_bytes = out.len() / rows;
+    let mut pieces: Vec<Vec<&mut [u8]>> = (0..n.div_ceil(width)).map(|_| Vec::with_capacity(rows)).collect();
+    for row in out.chunks_exact_mut(row_bytes) {
+        for (piece, part) in pieces.iter_mut().zip(row.chunks_mut(width * row_bytes / n)) {
+            piece.push(part);
+        }
+    }
+    pieces
 }
 
-/// Each tensor is made while the one before it is written.
 fn safetensors(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<FileDigest> {
     let metadata = [("format", "pt".to_string())];
     let mut writer = TensorWriter::create(OutputFile::create(path)?, target.specs()?, &metadata)?;
-    let linears: BTreeMap<String, LinearName> = target.linears().into_iter().map(|l| (l.name.clone(), l)).collect();
-    let make = |spec: &Spec| encode(target, &linears, spec);
     let specs = writer.order().to_vec();
-    let mut next = specs.first().map(make).transpose()?;
-    for (i, spec) in specs.iter().enumerate() {
-        let now = next.take().expect("made in the round before");
-        let (written, made) = join(
-            || match &now {
-                Made::Bytes(bytes) => writer.put(&spec.name, bytes),
-                Made::Stored(tensor) => writer.copy(&spec.name, tensor),
-            },
-            || specs.get(i + 1).map(make).transpose(),
-        );
-        written?;
-        next = made?;
+    let mut encoder = Encoder::new(target);
+    let write = |spec: &Spec, made: &Made| {
+        match made.stored() {
+            Some(tensor) => writer.copy(&spec.name, tensor)?,
+            None => writer.put(&spec.name, made.bytes())?,
+        }
         each(spec.bytes() as u64);
-    }
+        Ok(())
+    };
+    ahead(&specs, |spec, made| encoder.encode(spec, made), write)?;
     writer.finish()
 }
 
-fn encode(target: &Target, linears: &BTreeMap<String, LinearName>, spec: &Spec) -> Result<Made> {
-    let (stem, suffix) = spec.name.rsplit_once('.').unwrap_or((&spec.name, ""));
-    let bytes = match linears.get(stem) {
-        Some(linear) if Some(suffix) == target.format.codes_suffix() => target.encode_codes(linear),
-        Some(linear) => target.encode_rest(suffix, linear, &target.low_rank(linear)?.grid()),
-        None => return Ok(Made::Stored(target.source.float(&spec.name, &spec.shape)?)),
-    };
-    Ok(Made::Bytes(bytes?))
+/// Makes the tensors of `model.safetensors`.
+struct Encoder<'a> {
+    target: &'a Target<'a>,
+    linears: BTreeMap<String, LinearName>,
+    /// The linear that the tensor before belongs to: its tensors follow each other.
+    last: Option<(String, HostLowRank)>,
+}
+
+impl<'a> Encoder<'a> {
+    fn new(target: &'a Target<'a>) -> Encoder<'a> {
+        let linears = target.linears().into_iter().map(|linear| (linear.name.clone(), linear)).collect();
+        Encoder { target, linears, last: None }
+    }
+
+    fn encode(&mut self, spec: &Spec, made: &mut Made) -> Result<()> {
+        let target = self.target;
+        let (stem, suffix) = spec.name.rsplit_once('.').unwrap_or((&spec.name, ""));
+        let Some(linear) = self.linears.get(stem) else {
+            made.store(target.source.float(&spec.name, &spec.shape)?);
+            return Ok(());
+        };
+        let w = match self.last.take() {
+            Some((name, w)) if name == stem => w,
+            _ => target.low_rank(linear)?,
+        };
+        if Some(suffix) == target.format.codes_suffix() {
+            target.encode_codes(linear, &w, made.room(spec.bytes()));
+        } else {
+            made.put(&target.encode_rest(suffix, linear, &w.grid())?);
+        }
+        self.last = Some((stem.to_string(), w));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn pieces_across_rows() {
+        let mut bytes: Vec<u8> = (0..24).collect();
+        let pieces = super::across(&mut bytes, 2, 6, 4);
+        assert_eq!(pieces[0], [&[0, 1, 2, 3, 4, 5, 6, 7], &[12, 13, 14, 15, 16, 17, 18, 19]]);
+        assert_eq!(pieces[1], [&[8, 9, 10, 11], &[20, 21, 22, 23]]);
+    }
 }
