@@ -318,10 +318,20 @@ fn configurations() {
         },
         Fault {
             name: "a model quantized some other way",
-            spoil: |d| config(d, |c| c["quantization_config"] = json!({"quant_method": "gptq", "bits": 4})),
+            spoil: |d| config(d, |c| c["quantization_config"] = json!({"quant_method": "hqq", "bits": 4})),
             line: "eval model --ppl text.txt --ctx 64",
             status: 1,
-            says: &["model/config.json: quant_method \"gptq\"", "expected \"compressed-tensors\"", "; "],
+            says: &["model/config.json: quant_method \"hqq\"", "expected compressed-tensors, gptq or awq", "; "],
+        },
+        Fault {
+            name: "a GPTQ model whose weights are reordered",
+            spoil: |d| {
+                let order = json!({"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": true, "desc_act": true});
+                config(d, |c| c["quantization_config"] = order.clone());
+            },
+            line: "ptq-init model -o out",
+            status: 1,
+            says: &["model/config.json: desc_act true", "expected false", "; quantize with"],
         },
         Fault {
             name: "folded with a group that does not divide",

@@ -72,14 +72,14 @@ pub fn parse_config(path: &Path, q: &Value) -> Result<Scheme> {
 }
 
 /// Why this linear cannot be packed.
-pub fn unfit(linear: &str, n: usize, k: usize, scheme: Scheme) -> Option<String> {
+pub fn unfit(n: usize, k: usize, scheme: Scheme) -> Option<String> {
     if scheme.bits != 4 {
-        return Some(format!("{linear}: AWQ holds 4 bits, not {scheme}"));
+        return Some("AWQ holds 4 bits".to_string());
     }
     if !n.is_multiple_of(8) {
-        return Some(format!("{linear}: AWQ packs 8 rows at a time, not [{n}, {k}]"));
+        return Some(format!("AWQ packs 8 rows at a time, not [{n}, {k}]"));
     }
-    quantized::unfit(linear, n, k, scheme)
+    quantized::unfit(n, k, scheme)
 }
 
 /// The tensors of one linear.
@@ -182,8 +182,8 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
 
 /// Unsigned zero points [G, N].
 fn read_zeros(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Vec<u8>> {
-    if let Some(why) = unfit(linear, n, k, scheme) {
-        return Err(at.bad(why, "a linear that AWQ can hold"));
+    if let Some(why) = unfit(n, k, scheme) {
+        return Err(at.bad(format!("{linear}: {why}"), "a linear that AWQ can hold"));
     }
     let t = at.expect(&format!("{linear}.qzeros"), Dtype::I32, &[scheme.groups(k), n / 8])?;
     Ok((0..scheme.groups(k) * n).map(|i| nibble(t.bytes(), i)).collect())

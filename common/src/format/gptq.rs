@@ -116,16 +116,16 @@ pub fn parse_config(path: &Path, q: &Value) -> Result<(Version, Scheme)> {
 }
 
 /// Why this linear cannot be packed.
-pub fn unfit(linear: &str, n: usize, k: usize, scheme: Scheme) -> Option<String> {
+pub fn unfit(n: usize, k: usize, scheme: Scheme) -> Option<String> {
     let bits = scheme.bits;
     if !BITS.contains(&bits) {
-        return Some(format!("{linear}: GPTQ holds 2, 3, 4 or 8 bits, not {scheme}"));
+        return Some("GPTQ holds 2, 3, 4 or 8 bits".to_string());
     }
     let unit = if bits == 3 { 32 } else { 32 / bits as usize };
     if !n.is_multiple_of(unit) || !k.is_multiple_of(unit) {
-        return Some(format!("{linear}: GPTQ packs {unit} codes of {bits} bits at a time, not [{n}, {k}]"));
+        return Some(format!("GPTQ packs {unit} codes of {bits} bits at a time, not [{n}, {k}]"));
     }
-    quantized::unfit(linear, n, k, scheme)
+    quantized::unfit(n, k, scheme)
 }
 
 /// The tensors of one linear.
@@ -217,8 +217,8 @@ pub fn encode_rest(
 
 /// The integers of one linear.
 pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, version: Version) -> Result<Integers> {
-    if let Some(why) = unfit(linear, n, k, scheme) {
-        return Err(at.bad(why, "a linear that GPTQ can hold"));
+    if let Some(why) = unfit(n, k, scheme) {
+        return Err(at.bad(format!("{linear}: {why}"), "a linear that GPTQ can hold"));
     }
     let (bits, groups) = (scheme.bits as usize, scheme.groups(k));
     let qweight = at.expect(&format!("{linear}.{CODES}"), Dtype::I32, &[k * bits / 32, n])?;

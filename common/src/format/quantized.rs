@@ -76,15 +76,15 @@ pub(super) fn simd<R>(kernel: impl FnOnce() -> R) -> R {
 }
 
 /// Why no format can hold such a linear.
-pub fn unfit(linear: &str, n: usize, k: usize, scheme: Scheme) -> Option<String> {
+pub fn unfit(n: usize, k: usize, scheme: Scheme) -> Option<String> {
     if n == 0 || k == 0 || n > WIDEST || k > WIDEST {
-        return Some(format!("{linear} has shape [{n}, {k}], which is no linear"));
+        return Some(format!("a shape of [{n}, {k}], which is no linear"));
     }
     if !(2..=8).contains(&scheme.bits) {
-        return Some(format!("{linear} has codes of {} bits, and 2 to 8 can be written", scheme.bits));
+        return Some(format!("codes of {} bits, and 2 to 8 can be written", scheme.bits));
     }
     let g = scheme.group_size(k);
-    (g == 0 || !k.is_multiple_of(g)).then(|| format!("{linear}: a group of {g} does not divide its {k} inputs"))
+    (g == 0 || !k.is_multiple_of(g)).then(|| format!("a group of {g} does not divide {k} inputs"))
 }
 
 /// Scales [N, G] in `dtype`, [G, N] where `transposed`. One that is not exact there is refused, never rounded.

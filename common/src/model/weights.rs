@@ -155,7 +155,7 @@ fn round_rows(
                 #[inline(always)]
                 || {
                     for (code, z) in codes.iter_mut().zip(z) {
-                        *code = (grid::code(*z, qmin, qmax) - qmin) as u8;
+                        *code = grid::unsigned_code(*z, qmin, qmax);
                     }
                 },
             );

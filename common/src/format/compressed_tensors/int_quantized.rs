@@ -52,11 +52,11 @@ pub fn parse_config(path: &Path, q: &Value) -> Result<Scheme> {
 }
 
 /// Why this linear cannot be written.
-pub fn unfit(linear: &str, n: usize, k: usize, scheme: Scheme) -> Option<String> {
+pub fn unfit(n: usize, k: usize, scheme: Scheme) -> Option<String> {
     if scheme.bits != 8 || scheme.asymmetric {
-        return Some(format!("{linear}: {FORMAT} holds 8-bit symmetric weights, not {scheme}"));
+        return Some(format!("{FORMAT} holds 8-bit symmetric weights"));
     }
-    quantized::unfit(linear, n, k, scheme)
+    quantized::unfit(n, k, scheme)
 }
 
 /// The tensors of one linear.
@@ -96,8 +96,8 @@ pub fn encode_rest(
 
 /// The integers of one linear.
 pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Integers> {
-    if let Some(why) = unfit(linear, n, k, scheme) {
-        return Err(at.bad(why, "a linear of this format"));
+    if let Some(why) = unfit(n, k, scheme) {
+        return Err(at.bad(format!("{linear}: {why}"), "a linear of this format"));
     }
     let weight = at.expect(&format!("{linear}.{CODES}"), Dtype::I8, &[n, k])?;
     let scale = at.scales(&format!("{linear}.weight_scale"), &[n, scheme.groups(k)])?;

@@ -38,8 +38,8 @@ pub fn parse_config(path: &Path, q: &Value) -> Result<Scheme> {
 }
 
 /// Why this linear cannot be packed.
-pub fn unfit(linear: &str, n: usize, k: usize, scheme: Scheme) -> Option<String> {
-    quantized::unfit(linear, n, k, scheme)
+pub fn unfit(n: usize, k: usize, scheme: Scheme) -> Option<String> {
+    quantized::unfit(n, k, scheme)
 }
 
 /// The tensors of one linear.
@@ -121,8 +121,8 @@ pub struct Packed {
 
 /// All but the codes decoded.
 pub fn read_packed(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Packed> {
-    if let Some(why) = unfit(linear, n, k, scheme) {
-        return Err(at.bad(why, "a linear that can be packed"));
+    if let Some(why) = unfit(n, k, scheme) {
+        return Err(at.bad(format!("{linear}: {why}"), "a linear that can be packed"));
     }
     let (bits, groups) = (scheme.bits as usize, scheme.groups(k));
     let words = |codes: usize| (codes * bits).div_ceil(32);

@@ -33,10 +33,10 @@ type Tensors = BTreeMap<String, Tensor>;
 impl Kind {
     fn unfit(self, n: usize, k: usize, scheme: Scheme) -> Option<String> {
         match self {
-            Kind::Pack => pack_quantized::unfit("l", n, k, scheme),
-            Kind::Int8 => int_quantized::unfit("l", n, k, scheme),
-            Kind::Gptq(_) => gptq::unfit("l", n, k, scheme),
-            Kind::Awq => awq::unfit("l", n, k, scheme),
+            Kind::Pack => pack_quantized::unfit(n, k, scheme),
+            Kind::Int8 => int_quantized::unfit(n, k, scheme),
+            Kind::Gptq(_) => gptq::unfit(n, k, scheme),
+            Kind::Awq => awq::unfit(n, k, scheme),
         }
     }
 

@@ -71,7 +71,7 @@ fn linears_that_do_not_fit_are_told_why() {
         (Kind::Pack, "w4pc", 1, 1 << 60, "no linear"),
     ] {
         let told = why(kind, word, n, k).unwrap_or_default();
-        assert!(told.contains(says) && told.starts_with('l'), "{kind:?} {word} [{n}, {k}]: {told:?}");
+        assert!(told.contains(says), "{kind:?} {word} [{n}, {k}]: {told:?}");
     }
     assert_eq!(why(Kind::Awq, "w4pcz", 8, 1), None);
     assert_eq!(why(v1, "w3g32", 32, 64), None);

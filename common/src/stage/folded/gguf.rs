@@ -16,16 +16,15 @@ use crate::format::tensor::Dtype;
 use crate::model::names::{self, LinearName};
 use crate::quant::{Integers, Scheme};
 
-/// Why no block type holds this linear.
-pub(super) fn unfit(linear: &LinearName, scheme: Scheme) -> Option<String> {
-    if exact_type(scheme, linear.k).is_some() {
+/// Why no block type holds rows of `k` weights.
+pub(super) fn unfit(k: usize, scheme: Scheme) -> Option<String> {
+    if exact_type(scheme, k).is_some() {
         return None;
     }
-    let why = match scheme.group_size(linear.k) {
+    Some(match scheme.group_size(k) {
         g if g % 32 != 0 => format!("blocks of ggml hold 32 weights, not groups of {g}"),
         _ => format!("no block type of ggml holds {} bits with a zero point", scheme.bits),
-    };
-    Some(format!("{}: {why}", linear.name))
+    })
 }
 
 /// What becomes one tensor of the file.

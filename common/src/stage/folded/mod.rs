@@ -84,13 +84,13 @@ impl Format {
 
     /// Why the format cannot hold this linear at this scheme; none if it can.
     pub fn unfit(self, linear: &LinearName, scheme: Scheme) -> Option<String> {
-        let LinearName { name, n, k } = linear;
+        let (n, k) = (linear.n, linear.k);
         match self {
-            Format::CompressedTensors => pack_quantized::unfit(name, *n, *k, scheme),
-            Format::IntQuantized => int_quantized::unfit(name, *n, *k, scheme),
-            Format::Gptq | Format::GptqV2 => gptq::unfit(name, *n, *k, scheme),
-            Format::Awq => awq::unfit(name, *n, *k, scheme),
-            Format::Gguf => gguf::unfit(linear, scheme),
+            Format::CompressedTensors => pack_quantized::unfit(n, k, scheme),
+            Format::IntQuantized => int_quantized::unfit(n, k, scheme),
+            Format::Gptq | Format::GptqV2 => gptq::unfit(n, k, scheme),
+            Format::Awq => awq::unfit(n, k, scheme),
+            Format::Gguf => gguf::unfit(k, scheme),
         }
     }
 }
@@ -177,7 +177,9 @@ impl Folded {
             return Ok(());
         }
         let found = format!("groups of {group} in a linear of {} inputs ({})", linear.k, linear.name);
-        Err(Error::input(&self.path, found, "a group_size that divides them", "fold the checkpoint again"))
+        let described = self.path.join("config.json");
+        let path = if described.is_file() { &described } else { &self.path };
+        Err(Error::input(path, found, "a group_size that divides them", "fold the checkpoint again"))
     }
 
     pub fn path(&self) -> &Path {

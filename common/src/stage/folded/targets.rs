@@ -61,6 +61,7 @@ pub fn loads(engine: Engine, format: Format, scheme: Scheme) -> Loads {
         Engine::LlamaCpp if format == Format::Gguf => Loads::Yes,
         Engine::LlamaCpp => Loads::Never,
         Engine::GptqModel => match format {
+            Format::Gptq if scheme.asymmetric => Loads::No("it refuses zero points in version 1; gptq-v2 loads"),
             Format::Gptq | Format::GptqV2 | Format::Awq => Loads::Yes,
             _ => Loads::Never,
         },

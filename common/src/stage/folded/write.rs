@@ -45,11 +45,16 @@ impl Target<'_> {
     /// Refuses what the format cannot hold, and says which can.
     pub fn check(&self) -> Result<()> {
         let linears = self.linears();
-        let why = |format: Format| linears.iter().find_map(|linear| format.unfit(linear, self.scheme));
-        let Some(why_not) = why(self.format) else { return Ok(()) };
+        let why = |format: Format| linears.iter().find_map(|l| Some((format.unfit(l, self.scheme)?, &l.name)));
+        let Some((why_not, linear)) = why(self.format) else { return Ok(()) };
         let hold: Vec<&str> = Format::ALL.into_iter().filter(|f| why(*f).is_none()).map(Format::name).collect();
         Err(Error::usage(
-            format!("{}: {} cannot be written as {}: {why_not}", self.from.display(), self.scheme, self.format),
+            format!(
+                "{}: {} cannot be written as {}: {why_not} ({linear})",
+                self.from.display(),
+                self.scheme,
+                self.format
+            ),
             format!("choose --format {}; fold --list-targets shows what loads which", hold.join(" or ")),
         ))
     }
