@@ -90,7 +90,10 @@ def check(source, folded):
 def main():
     if len(sys.argv) < 3:
         sys.exit(__doc__.split("\n\n")[1].strip())
-    source = Source(sys.argv[1])
+    try:
+        source = Source(sys.argv[1])
+    except (OSError, ValueError) as e:
+        sys.exit(f"{sys.argv[1]}: {e}")
     for folded in sys.argv[2:]:
         try:
             check(source, folded)

@@ -1,4 +1,4 @@
-"""vLLM on the CPU."""
+"""vLLM on the CPU; GGUF by its plugin."""
 import os
 
 # Read when vllm is imported. int4 weights meet activations as they are, not rounded to 8 bits; one process.
@@ -18,8 +18,13 @@ def main():
     job = protocol.job()
     # Of the types that its int4 kernels take (f16, bf16) the more exact one; its int8 kernels take bf16 only.
     dtype = "bfloat16" if job.format == "int-quantized" else "float16"
+    # The plugin reads weights only: config and tokenizer come from the model that was folded.
+    gguf = os.path.join(job.model, "model.gguf")
+    wrapped = os.path.join(os.path.dirname(job.model), "wrapped")
+    which = {"tokenizer": wrapped, "hf_config_path": wrapped} if os.path.exists(gguf) else {}
     llm = vllm.LLM(
-        job.model,
+        gguf if which else job.model,
+        **which,
         dtype=dtype,
         enforce_eager=True,
         max_model_len=job.ctx + 1,

@@ -37,7 +37,7 @@ def make(name, directory):
         with open(marker) as file:
             if file.read() == stamp(name):
                 return python
-    print(f"interop: installing {name} into {directory}", file=sys.stderr)
+    print(f"interop: installing {name} into {directory}", file=sys.stderr, flush=True)
     shutil.rmtree(directory, ignore_errors=True)
     run([sys.executable, "-m", "venv", directory])
     for requirements, arguments, variables in ENVIRONMENTS[name]:
@@ -53,3 +53,10 @@ def run(command, variables=None):
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines() or ["?"]
         raise RuntimeError(f"{' '.join(command[1:4])}: {lines[-1].strip()[:300]}")
+
+
+if __name__ == "__main__":
+    try:
+        print(make(*sys.argv[1:]))
+    except (RuntimeError, OSError) as e:
+        sys.exit(f"{sys.argv[2]}: {e}")

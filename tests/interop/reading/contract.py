@@ -62,7 +62,8 @@ class Source:
             path = next(i["path"] for i in stage["inputs"] if i["role"] == "wrapped")
             directory = os.path.join(directory, path)
             stage = self.stage(directory)
-        assert stage["kind"] == "wrapped", f"{directory}: this is {stage['kind']}, expected wrapped or a checkpoint"
+        if stage["kind"] != "wrapped":
+            raise ValueError(f"this is {stage['kind']}, expected wrapped or a checkpoint")
         self.scheme, arguments = Scheme(stage["scheme"]), stage["arguments"]
         self.phi, self.rank = arguments["phi"], arguments["rank"]
         self.factor = F32(arguments["alpha"]) / F32(self.rank)
