@@ -238,6 +238,15 @@ fn the_card() {
     ] {
         assert!(card.contains(part), "{part:?} is not in\n{card}");
     }
+    // What is rounded besides is not passed over.
+    let dir = wide();
+    train(&dir, "w4g32");
+    dir.run("eval w4g32/checkpoint --ppl text.txt --ctx 64 -o report.json").ok();
+    dir.run("fold w4g32/checkpoint --report report.json --format gguf --embedding q8_0 -o card").ok();
+    let card = fs::read_to_string(dir.join("card/README.md")).unwrap();
+    assert!(card.contains("embedding and head were rounded to Q8_0 after that"), "{card}");
+    let dir = Dir::with_stages();
+    dir.run("eval checkpoint --ppl text.txt --ctx 64 -o report.json").ok();
     // Trained again, the old figures are refused.
     dir.run("qat-step wrapped --shards shards --steps 5 --batch 2 --seq 32 -o checkpoint --force").ok();
     let e = dir.run("fold checkpoint --report report.json -o out").fails(1);

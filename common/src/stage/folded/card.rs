@@ -51,7 +51,7 @@ pub fn card(target: &Target, making: &Making) -> String {
     let _ = write!(card, "# {model}, {}\n\n{how}\n\n", words(scheme));
     facts(&mut card, target, making);
     if let Some(report) = making.report {
-        figures(&mut card, report);
+        figures(&mut card, report, rounded(target));
     }
     commands(&mut card, making, model);
     loading(&mut card, format, scheme);
@@ -108,10 +108,19 @@ fn training(record: &Record) -> String {
     format!("{step}{cut} steps of {} sequences of {seq} tokens: {} tokens", batch * accum, step * batch * accum * seq)
 }
 
-fn figures(card: &mut String, report: &Report) {
+/// The type that embedding and head of a GGUF were rounded to, if they were.
+fn rounded(target: &Target) -> Option<&'static str> {
+    let shape = [target.source.config().vocab, target.source.config().d];
+    let own = target.source.float(names::EMBEDDING, &shape).ok()?.dtype;
+    let to = target.embedding.filter(|_| target.format == Format::Gguf && !super::gguf::keeps(target, own))?;
+    Some(to.name())
+}
+
+fn figures(card: &mut String, report: &Report, rounded: Option<&str>) {
+    let after = rounded.map_or(String::new(), |ty| format!("; embedding and head were rounded to {ty} after that"));
     let _ = write!(
         card,
-        "\n## Figures\n\nMeasured by lrqat's `eval`. The folded integers give what the checkpoint gives.\n\n"
+        "\n## Figures\n\nMeasured by lrqat's `eval`. The folded integers give what the checkpoint gives{after}.\n\n"
     );
     let report = Report { artefacts: report.artefacts.iter().map(without_folders).collect() };
     let line = |card: &mut String, cells: Vec<String>| {
