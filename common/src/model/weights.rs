@@ -69,66 +69,56 @@ impl HostLowRank {
 pub struct Rounding<'a> {
     w: &'a HostLowRank,
     k: usize,
+    /// With rows of zeros after it, so that the last block is whole too.
+    a: Vec<f32>,
     b: grid::Panels,
 }
 
 impl Rounding<'_> {
     pub fn new(w: &HostLowRank, k: usize) -> Rounding<'_> {
-        Rounding { w, k, b: grid::Panels::new(&w.b, w.rank) }
+        let a = [&w.a[..], &vec![0.0; (grid::ROWS - 1) * w.rank]].concat();
+        Rounding { w, k, a, b: grid::Panels::new(&w.b, w.rank) }
     }
 
     /// W_Z − qmin of whole rows from row `first` on.
     pub fn rows(&self, first: usize, codes: &mut [u8]) {
-        let rank = self.w.rank;
-        let mut filled = vec![0.0; grid::ROWS * rank];
-        for (block, codes) in codes.chunks_mut(grid::ROWS * self.k).enumerate() {
-            let first = first + block * grid::ROWS;
-            let rows = codes.len() / self.k;
-            let a = &self.w.a[first * rank..(first + rows) * rank];
-            if rows == grid::ROWS {
-                simd(
-                    #[inline(always)]
-                    || self.block(first, a, codes),
-                );
-            } else {
-                filled[..a.len()].copy_from_slice(a);
-                simd(
-                    #[inline(always)]
-                    || self.block(first, &filled, codes),
-                );
-            }
+        // So many that a panel of B, once in the cache, serves some blocks, and so few that their Φ0 are read as streams.
+        const TOGETHER: usize = 4 * grid::ROWS;
+        for (i, codes) in codes.chunks_mut(TOGETHER * self.k).enumerate() {
+            simd(
+                #[inline(always)]
+                || {
+                    for (p, from) in (0..self.k).step_by(grid::COLUMNS).enumerate() {
+                        for (j, codes) in codes.chunks_mut(grid::ROWS * self.k).enumerate() {
+                            self.block(first + i * TOGETHER + j * grid::ROWS, p, from, codes);
+                        }
+                    }
+                },
+            );
         }
     }
 
-    /// Up to [`grid::ROWS`] rows; `a` [ROWS, r].
+    /// Up to [`grid::ROWS`] rows of `codes`, in the columns of panel `p` that begin at `from`.
     #[inline(always)]
-    fn block(&self, first: usize, a: &[f32], codes: &mut [u8]) {
+    fn block(&self, first: usize, p: usize, from: usize, codes: &mut [u8]) {
         let (w, k) = (self.w, self.k);
         let (qmin, qmax) = (w.scheme.qmin(), w.scheme.qmax());
+        let columns = grid::COLUMNS.min(k - from);
+        // An even number of columns lies before, so that they are whole bytes.
+        let bytes = w.stored.row_bytes(w.scheme, from)..w.stored.row_bytes(w.scheme, from + columns);
         let row_bytes = w.stored.row_bytes(w.scheme, k);
-        let phi = &w.phi.bytes()[first * row_bytes..];
-        let factor = w.alpha / w.rank as f32;
-        for (p, from) in (0..k).step_by(grid::COLUMNS).enumerate() {
-            let columns = grid::COLUMNS.min(k - from);
-            // An even number of columns lies before, so that they are whole bytes.
-            let bytes = w.stored.row_bytes(w.scheme, from)..w.stored.row_bytes(w.scheme, from + columns);
-            let mut z = [[0f32; grid::COLUMNS]; grid::ROWS];
-            for (z, phi) in z.iter_mut().zip(phi.chunks_exact(row_bytes)).take(codes.len() / k) {
-                w.stored.unpack_row(w.scheme, &phi[bytes.clone()], &mut z[..columns]);
-            }
-            self.b.add(p, a, factor, &mut z);
-            for (z, codes) in z.iter().zip(codes.chunks_exact_mut(k)) {
-                for (code, z) in codes[from..from + columns].iter_mut().zip(z) {
-                    *code = grid::unsigned_code(*z, qmin, qmax);
-                }
+        let phi = w.phi.bytes()[first * row_bytes..].chunks_exact(row_bytes);
+        let mut z = [[0f32; grid::COLUMNS]; grid::ROWS];
+        for (z, phi) in z.iter_mut().zip(phi).take(codes.len() / k) {
+            w.stored.unpack_row(w.scheme, &phi[bytes.clone()], &mut z[..columns]);
+        }
+        let a = &self.a[first * w.rank..(first + grid::ROWS) * w.rank];
+        self.b.add(p, a, w.alpha / w.rank as f32, &mut z);
+        for (z, codes) in z.iter().zip(codes.chunks_exact_mut(k)) {
+            for (code, z) in codes[from..from + columns].iter_mut().zip(z) {
+                *code = grid::unsigned_code(*z, qmin, qmax);
             }
         }
-    }
-
-    /// All rows, in parallel; `codes` [n, k].
-    pub fn all(&self, codes: &mut [u8]) {
-        let rows = 4 * grid::ROWS;
-        codes.par_chunks_mut(rows * self.k).enumerate().for_each(|(block, codes)| self.rows(block * rows, codes));
     }
 }
 
