@@ -97,6 +97,9 @@ fn transformers(format: Format, scheme: Scheme) -> Loads {
         }
         Format::CompressedTensors => Loads::Yes,
         Format::IntQuantized => Loads::With("activations are rounded to 8 bits a token"),
+        Format::Gptq | Format::GptqV2 | Format::Awq if scheme.group.is_none() && scheme.bits == 4 => {
+            Loads::With("needs gptqmodel (GPTQ also optimum), whose default kernel on a CPU takes no scale per channel")
+        }
         Format::Gptq | Format::GptqV2 => Loads::With("needs optimum and gptqmodel"),
         Format::Awq => Loads::With("needs gptqmodel"),
         Format::Gguf => Loads::With("turned back into floats"),
