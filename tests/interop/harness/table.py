@@ -51,7 +51,8 @@ def cell_text(cell, notes):
         return "–"
     if cell.answer is None:
         text = "fails" if cell.claims else "does not load, as `fold` says"
-        return f"{text} {notes.number(cell.failure)}"
+        said = f"; `fold` says that it loads {cell.claim_note}" if cell.claims and cell.claim_note else ""
+        return f"{text} {notes.number(cell.failure + said)}"
     text = f"{cell.answer['ppl']:.3f} ({100 * (cell.answer['ppl'] / cell.own - 1):+.3f} %)"
     if cell.form == "int-quantized":
         if "weights_only_nll" in cell.answer:
