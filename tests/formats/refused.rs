@@ -4,8 +4,10 @@
 use std::fs;
 use std::path::Path;
 
+use common::error::Result;
 use common::format::safetensors::TensorFile;
 use common::stage::checkpoint::Checkpoint;
+use common::stage::float::SupportFiles;
 use common::stage::folded::Format;
 use common::stage::folded::verify::verify;
 use common::stage::folded::write::Target;
@@ -14,6 +16,12 @@ use serde_json::{Value, json};
 use super::{train, wide};
 use crate::tiny_llama::{self, Tensor};
 use crate::tools::Dir;
+
+/// `scales` and `wrapped`.
+fn wrap(dir: &Dir, scheme: &str) {
+    dir.run(&format!("ptq-init model --scheme {scheme} -o scales --fit minmax")).ok();
+    dir.run("lr-wrap scales --rank 4 -o wrapped").ok();
+}
 
 fn nothing_left(dir: &Dir) {
     assert!(!dir.join("out").exists() && !dir.join("out.part").exists());
@@ -35,8 +43,7 @@ fn a_zero_point_of_zero_in_gptq_v1() {
             t.bytes.chunks_exact_mut(2).for_each(|bf16| bf16[1] &= 0x7f);
         }
     });
-    dir.run("ptq-init model --scheme w2g64z --fit minmax -o scales").ok();
-    dir.run("lr-wrap scales --rank 4 -o wrapped").ok();
+    wrap(&dir, "w2g64z");
     let e = dir.run("fold wrapped --format gptq -o out -q").fails(1);
     assert!(e.contains("model.layers.0.mlp.up_proj") && e.contains("zero point") && e.contains("gptq-v2"), "{e}");
     assert_eq!(e.lines().count(), 1, "{e}");
@@ -58,8 +65,7 @@ fn widths_that_cannot_be_packed() {
 #[test]
 fn a_tokenizer_that_a_gguf_cannot_say() {
     let dir = wide();
-    dir.run("ptq-init model --scheme w4g32 -o scales").ok();
-    dir.run("lr-wrap scales --rank 4 -o wrapped").ok();
+    wrap(&dir, "w4g32");
     let path = dir.join("wrapped/tokenizer.json");
     let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     tokenizer["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
@@ -76,8 +82,7 @@ fn a_tokenizer_that_a_gguf_cannot_say() {
 #[test]
 fn scales_that_are_too_small_or_no_numbers() {
     let dir = wide();
-    dir.run("ptq-init model --scheme w4g32 -o scales").ok();
-    dir.run("lr-wrap scales --rank 4 -o wrapped").ok();
+    wrap(&dir, "w4g32");
     dir.run("fold wrapped -o folded").ok();
     let name = "model.layers.1.mlp.down_proj.weight_scale";
     let place = offset(&dir.join("folded/model.safetensors"), name);
@@ -101,6 +106,68 @@ fn offset(path: &Path, name: &str) -> usize {
     file.get(name).unwrap().bytes().as_ptr() as usize - file.bytes().as_ptr() as usize
 }
 
+/// What `fold` does with its output before it gets its name.
+struct ReadBack {
+    checkpoint: Checkpoint,
+    support: SupportFiles,
+    format: Format,
+}
+
+impl ReadBack {
+    fn of(dir: &Dir, scheme: &str, format: Format) -> ReadBack {
+        let checkpoint = Checkpoint::open(&dir.join(&format!("{scheme}/checkpoint"))).unwrap();
+        let support = checkpoint.wrapped.support_files().unwrap();
+        ReadBack { checkpoint, support, format }
+    }
+
+    fn of_folder(&self, folded: &Path) -> Result<()> {
+        let target = Target {
+            from: &self.checkpoint.stage.dir,
+            name: "model",
+            source: &self.checkpoint,
+            config_json: &self.checkpoint.wrapped.config_json,
+            support: &self.support,
+            scheme: self.checkpoint.wrapped.scheme,
+            format: self.format,
+            embedding: None,
+        };
+        verify(folded, &target, || {})
+    }
+}
+
+/// What stays floating point, the configuration and the tokenizer are read back as well.
+#[test]
+fn the_rest_of_the_model_written_wrongly_is_found() {
+    let dir = wide();
+    train(&dir, "w4g32");
+    dir.run("fold w4g32/checkpoint -o folded").ok();
+    let read_back = ReadBack::of(&dir, "w4g32", Format::CompressedTensors);
+    let spoil = |name: &str, edit: &dyn Fn(&mut Vec<u8>), says: &str| {
+        let path = dir.join("folded").join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut bytes = whole.clone();
+        edit(&mut bytes);
+        fs::write(&path, bytes).unwrap();
+        let e = read_back.of_folder(&dir.join("folded")).unwrap_err().to_string();
+        assert!(e.contains(says), "{name}: {e}");
+        fs::write(&path, whole).unwrap();
+    };
+    let norm = "model.layers.1.input_layernorm.weight";
+    let at = offset(&dir.join("folded/model.safetensors"), norm);
+    spoil("model.safetensors", &|b| b[at] ^= 1, &format!("{norm} reads back changed"));
+    let edit = |from: &'static str, to: &'static str| {
+        move |b: &mut Vec<u8>| {
+            let text = String::from_utf8(std::mem::take(b)).unwrap();
+            assert!(text.contains(from), "{from}");
+            *b = text.replacen(from, to, 1).into_bytes();
+        }
+    };
+    spoil("config.json", &edit("10000.0", "20000.0"), "configuration reads as another model's");
+    spoil("config.json", &edit("\"group_size\": 32", "\"group_size\": 64"), "it reads as w4g64");
+    spoil("tokenizer.json", &edit("\"add_prefix_space\":false", "\"add_prefix_space\":true"), "its tokenizer reads");
+    read_back.of_folder(&dir.join("folded")).unwrap();
+}
+
 /// One byte of the codes, the scales, the zero points: the tensor and the element are named.
 #[test]
 fn what_was_written_wrongly_is_found() {
@@ -120,26 +187,15 @@ fn what_was_written_wrongly_is_found() {
     ] {
         let folded = format!("{scheme}-{format}");
         dir.run(&format!("fold {scheme}/checkpoint --format {format} -o {folded}")).ok();
-        let checkpoint = Checkpoint::open(&dir.join(&format!("{scheme}/checkpoint"))).unwrap();
-        let support = checkpoint.wrapped.support_files().unwrap();
-        let target = Target {
-            from: &checkpoint.stage.dir,
-            name: "model",
-            source: &checkpoint,
-            config_json: &checkpoint.wrapped.config_json,
-            support: &support,
-            scheme: checkpoint.wrapped.scheme,
-            format,
-            embedding: None,
-        };
-        verify(&dir.join(&folded), &target, || {}).unwrap();
+        let read_back = ReadBack::of(&dir, scheme, format);
+        read_back.of_folder(&dir.join(&folded)).unwrap();
         let path = dir.join(&folded).join("model.safetensors");
         let whole = fs::read(&path).unwrap();
         for (suffix, what) in spoilt {
             let mut bytes = whole.clone();
             bytes[offset(&path, &format!("{linear}.{suffix}"))] ^= 1;
             fs::write(&path, bytes).unwrap();
-            let e = verify(&dir.join(&folded), &target, || {}).unwrap_err().to_string();
+            let e = read_back.of_folder(&dir.join(&folded)).unwrap_err().to_string();
             assert!(e.contains(&format!("{linear} {what}")) && e.contains("reads back as"), "{format} {suffix}: {e}");
             fs::write(&path, &whole).unwrap();
         }
@@ -152,19 +208,8 @@ fn a_gguf_written_wrongly_is_found() {
     let dir = wide();
     train(&dir, "w4g32");
     dir.run("fold w4g32/checkpoint --format gguf -o folded").ok();
-    let checkpoint = Checkpoint::open(&dir.join("w4g32/checkpoint")).unwrap();
-    let support = checkpoint.wrapped.support_files().unwrap();
-    let target = Target {
-        from: &checkpoint.stage.dir,
-        name: "model",
-        source: &checkpoint,
-        config_json: &checkpoint.wrapped.config_json,
-        support: &support,
-        scheme: checkpoint.wrapped.scheme,
-        format: Format::Gguf,
-        embedding: None,
-    };
-    verify(&dir.join("folded"), &target, || {}).unwrap();
+    let read_back = ReadBack::of(&dir, "w4g32", Format::Gguf);
+    read_back.of_folder(&dir.join("folded")).unwrap();
     let path = dir.join("folded/model.gguf");
     let whole = fs::read(&path).unwrap();
     // Linears lie behind the floats, in model order: the last bytes are codes of the last down_proj.
@@ -173,7 +218,7 @@ fn a_gguf_written_wrongly_is_found() {
         let at = bytes.len() - back;
         bytes[at] ^= 1;
         fs::write(&path, bytes).unwrap();
-        let e = verify(&dir.join("folded"), &target, || {}).unwrap_err().to_string();
+        let e = read_back.of_folder(&dir.join("folded")).unwrap_err().to_string();
         assert!(e.contains(&format!("model.layers.1.mlp.down_proj {what}")), "{e}");
     }
 }
@@ -191,8 +236,7 @@ fn a_sliding_window_that_a_gguf_cannot_say_is_told() {
         config[key] = value;
     }
     fs::write(&path, config.to_string()).unwrap();
-    dir.run("ptq-init model --scheme w4g32 -o scales").ok();
-    dir.run("lr-wrap scales --rank 4 -o wrapped").ok();
+    wrap(&dir, "w4g32");
     let ran = dir.run("fold wrapped --format gguf -o folded");
     assert!(ran.stderr.contains("no sliding window"), "{}", ran.stderr);
     ran.ok();

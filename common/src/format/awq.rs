@@ -22,6 +22,7 @@ use super::quantized::{self, Lookup};
 use super::safetensors::Spec;
 use super::tensor::Dtype;
 use crate::error::{Error, Result};
+use crate::quant::lanes::simd;
 use crate::quant::{Integers, LinearGrid, Scheme};
 
 /// Nibble j of a word holds the row ORDER[j] of its eight.
@@ -102,7 +103,7 @@ pub fn encode_codes(codes: &[u8], n: usize, k: usize, _: Scheme) -> Vec<u8> {
     assert_eq!((codes.len(), n % 8), (n * k, 0));
     let mut out = vec![0; n * k / 2];
     out.par_chunks_mut(COLUMNS * n / 2).enumerate().for_each(|(block, out)| {
-        quantized::simd(
+        simd(
             #[inline(always)]
             || pack_columns(codes, block * COLUMNS, n, k, out),
         )

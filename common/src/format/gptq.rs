@@ -21,6 +21,7 @@ use super::quantized::{self, Lookup};
 use super::safetensors::Spec;
 use super::tensor::Dtype;
 use crate::error::{Error, Result};
+use crate::quant::lanes::simd;
 use crate::quant::{Integers, LinearGrid, Scheme, pack};
 
 /// What `qzeros` holds, by the name that `checkpoint_format` gives it.
@@ -150,7 +151,7 @@ pub fn encode_codes(codes: &[u8], n: usize, k: usize, scheme: Scheme) -> Vec<u8>
     let mut out = vec![0; 4 * pack::words(k, scheme.bits) * n];
     let task = 4 * pack::words(COLUMNS, scheme.bits) * n;
     out.par_chunks_mut(task).enumerate().for_each(|(block, out)| {
-        quantized::simd(
+        simd(
             #[inline(always)]
             || pack_columns(codes, block * COLUMNS, n, k, scheme.bits, out),
         )

@@ -4,6 +4,7 @@ pub mod mmap;
 pub mod atomic;
 pub mod tensor;
 pub mod safetensors;
+pub mod rope_config;
 pub mod gguf;
 pub mod quantized;
 pub mod compressed_tensors;

@@ -69,12 +69,6 @@ impl Lookup<'_> {
     }
 }
 
-/// Runs `kernel` compiled for the best instruction set of this machine. What it calls must be `#[inline(always)]`.
-#[inline(always)]
-pub(super) fn simd<R>(kernel: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(kernel)
-}
-
 /// Why no format can hold such a linear.
 pub fn unfit(n: usize, k: usize, scheme: Scheme) -> Option<String> {
     if n == 0 || k == 0 || n > WIDEST || k > WIDEST {

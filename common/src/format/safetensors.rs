@@ -100,8 +100,7 @@ impl TensorFile {
         Ok(t.clone())
     }
 
-    /// A tensor that must be there.
-    pub fn find(&self, name: &str) -> Result<&Tensor> {
+    fn find(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| {
             Error::input(&self.path, format!("no tensor {name}"), "it to be there", "fetch or make the file again")
         })

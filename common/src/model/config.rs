@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+pub use crate::format::rope_config::{Rope, Scaling};
 
 /// Architectures that this project trains, by their name in `architectures`.
 pub const ARCHITECTURES: [&str; 2] = ["LlamaForCausalLM", "MistralForCausalLM"];
@@ -26,28 +27,6 @@ pub struct Config {
     pub tied: bool,
     /// Positions the model was made for.
     pub max_positions: usize,
-}
-
-/// Rotary position embedding: base and the scaling of its frequencies.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
-    pub theta: f64,
-    pub scaling: Scaling,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum Scaling {
-    None,
-    Linear {
-        factor: f64,
-    },
-    /// LLaMA-3.1 and later.
-    Llama3 {
-        factor: f64,
-        low: f64,
-        high: f64,
-        original: f64,
-    },
 }
 
 impl Config {
@@ -90,7 +69,7 @@ impl Config {
             kv_heads,
             head_dim,
             norm_eps: json["rms_norm_eps"].as_f64().unwrap_or(1e-6) as f32,
-            rope: read.rope()?,
+            rope: Rope::parse(path, json)?,
             window,
             tied: json["tie_word_embeddings"].as_bool().unwrap_or(false),
             max_positions: read.optional_dim("max_position_embeddings")?.unwrap_or(2048),
@@ -171,39 +150,6 @@ impl Reader<'_> {
 
     fn dim(&self, key: &str) -> Result<usize> {
         self.optional_dim(key)?.ok_or_else(|| self.bad(format!("no {key}"), "a positive number"))
-    }
-
-    /// `rope_scaling` beside `rope_theta` (transformers 4), or both inside `rope_parameters` (transformers 5).
-    fn rope(&self) -> Result<Rope> {
-        let params = &self.json["rope_parameters"];
-        let theta = params["rope_theta"].as_f64().or(self.json["rope_theta"].as_f64()).unwrap_or(10000.0);
-        let scaling = if params.is_object() { params } else { &self.json["rope_scaling"] };
-        let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
-        let number = |key: &str| {
-            scaling[key]
-                .as_f64()
-                .filter(|v| *v > 0.0)
-                .ok_or_else(|| self.bad(format!("rope scaling {kind:?} without {key}"), "a positive number"))
-        };
-        let scaling = match kind {
-            "default" => Scaling::None,
-            "linear" => Scaling::Linear { factor: number("factor")? },
-            "llama3" => Scaling::Llama3 {
-                factor: number("factor")?,
-                low: number("low_freq_factor")?,
-                high: number("high_freq_factor")?,
-                original: number("original_max_position_embeddings")?,
-            },
-            other => {
-                return Err(Error::input(
-                    self.path,
-                    format!("rope scaling {other:?}"),
-                    "default, linear or llama3",
-                    "choose a model that uses one of these",
-                ));
-            }
-        };
-        Ok(Rope { theta, scaling })
     }
 }
 

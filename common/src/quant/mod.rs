@@ -3,7 +3,7 @@
 pub mod fit;
 pub mod grid;
 pub mod integers;
-mod lanes;
+pub(crate) mod lanes;
 pub mod lowrank;
 pub mod pack;
 pub mod phi;

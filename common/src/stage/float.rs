@@ -27,7 +27,7 @@ pub struct FloatModel {
 }
 
 enum Weights {
-    Safetensors { files: Vec<TensorFile>, place: BTreeMap<String, usize> },
+    Safetensors(WeightFiles),
     Gguf(Box<GgufLlama>),
 }
 
@@ -42,8 +42,8 @@ impl FloatModel {
         let config_json = read_config(path)?;
         let config_path = path.join("config.json");
         let config = Config::parse(&config_path, &config_json)?;
-        let (files, place) = open_weights(path)?;
-        if let Some(bias) = place.keys().find(|name| name.ends_with("_proj.bias")) {
+        let files = WeightFiles::open(path)?;
+        if let Some(bias) = files.place.keys().find(|name| name.ends_with("_proj.bias")) {
             return Err(Error::input(
                 path,
                 format!("it holds {bias}"),
@@ -51,7 +51,7 @@ impl FloatModel {
                 "choose a model of the LLaMA family or Mistral",
             ));
         }
-        Ok(FloatModel { path: path.into(), config, config_json, weights: Weights::Safetensors { files, place } })
+        Ok(FloatModel { path: path.into(), config, config_json, weights: Weights::Safetensors(files) })
     }
 
     pub fn path(&self) -> &Path {
@@ -64,9 +64,9 @@ impl FloatModel {
         let mut hash = blake3::Hasher::new();
         match &self.weights {
             Weights::Gguf(gguf) => sample(gguf.gguf().bytes(), &mut hash),
-            Weights::Safetensors { files, .. } => {
+            Weights::Safetensors(files) => {
                 hash.update(self.config_json.to_string().as_bytes());
-                sample_files(files, &mut hash);
+                files.sample(&mut hash);
             }
         }
         Ok(hash.finalize().to_hex().to_string())
@@ -78,7 +78,7 @@ impl FloatModel {
         let mut files = vec![("config.json".to_string(), config)];
         match &self.weights {
             Weights::Gguf(gguf) => files.extend(tokenizer::hf_tokenizer_files(gguf.gguf())?),
-            Weights::Safetensors { .. } => files.extend(read_support_files(&self.path)?),
+            Weights::Safetensors(_) => files.extend(read_support_files(&self.path)?),
         }
         Ok(files)
     }
@@ -86,15 +86,7 @@ impl FloatModel {
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         match &self.weights {
             Weights::Gguf(gguf) => read_gguf(gguf, name, shape),
-            Weights::Safetensors { files, place } => match place.get(name) {
-                Some(file) => files[*file].expect_float(name, shape),
-                None => Err(Error::input(
-                    &self.path,
-                    format!("no tensor {name} in its safetensors files"),
-                    "every tensor that config.json implies",
-                    "fetch the model again",
-                )),
-            },
+            Weights::Safetensors(files) => files.float(name, shape),
         }
     }
 }
@@ -138,68 +130,100 @@ pub fn read_config(dir: &Path) -> Result<Value> {
         .map_err(|e| Error::input(&path, format!("not JSON ({e})"), "the model's configuration", "fetch it again"))
 }
 
-/// The open shards and in which of them each tensor lies.
-type Shards = (Vec<TensorFile>, BTreeMap<String, usize>);
+/// The safetensors files of a model and in which of them each tensor lies.
+pub(super) struct WeightFiles {
+    dir: PathBuf,
+    files: Vec<TensorFile>,
+    place: BTreeMap<String, usize>,
+}
 
-/// `model.safetensors`, or the shards of `model.safetensors.index.json`. A tensor that lies in two shards, or not
-/// where the index says, is an error.
-pub fn open_weights(dir: &Path) -> Result<Shards> {
-    let index = dir.join("model.safetensors.index.json");
-    if !index.is_file() {
-        let single = dir.join("model.safetensors");
-        if !single.is_file() {
-            return Err(Error::input(
-                dir,
-                "it holds neither model.safetensors nor model.safetensors.index.json",
-                "weights as safetensors",
-                "convert pytorch_model.bin with transformers' save_pretrained",
-            ));
-        }
-        let file = TensorFile::open(&single)?;
-        let place = file.names().map(|n| (n.to_string(), 0)).collect();
-        return Ok((vec![file], place));
-    }
-    let bytes = fs::read(&index).map_err(Error::io(&index, "read"))?;
-    let bad = |found: String| Error::input(&index, found, "a weight_map of tensors to shards", "fetch it again");
-    let json: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("not JSON ({e})")))?;
-    let map = json["weight_map"].as_object().ok_or_else(|| bad("no weight_map".into()))?;
-    let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
-    names.sort_unstable();
-    names.dedup();
-    let mut files = Vec::new();
-    let mut place = BTreeMap::new();
-    for (i, name) in names.iter().enumerate() {
-        if name.contains('/') || name.contains("..") {
-            return Err(bad(format!("shard name {name:?}")));
-        }
-        let path = dir.join(name);
-        if !path.is_file() {
-            return Err(Error::input(
-                &path,
-                "this shard is missing",
-                format!("all {} shards of the index", names.len()),
-                "fetch it",
-            ));
-        }
-        let file = TensorFile::open(&path)?;
-        for tensor in file.names() {
-            if place.insert(tensor.to_string(), i).is_some() {
+impl WeightFiles {
+    /// `model.safetensors`, or the shards of `model.safetensors.index.json`. A tensor that lies in two shards, or not
+    /// where the index says, is an error.
+    pub fn open(dir: &Path) -> Result<WeightFiles> {
+        let index = dir.join("model.safetensors.index.json");
+        if !index.is_file() {
+            let single = dir.join("model.safetensors");
+            if !single.is_file() {
                 return Err(Error::input(
-                    &path,
-                    format!("tensor {tensor} is also in another shard"),
-                    "each tensor once",
-                    "remove the stale shard and fetch the model again",
+                    dir,
+                    "it holds neither model.safetensors nor model.safetensors.index.json",
+                    "weights as safetensors",
+                    "convert pytorch_model.bin with transformers' save_pretrained",
                 ));
             }
+            let file = TensorFile::open(&single)?;
+            let place = file.names().map(|n| (n.to_string(), 0)).collect();
+            return Ok(WeightFiles { dir: dir.into(), files: vec![file], place });
         }
-        files.push(file);
+        let bytes = fs::read(&index).map_err(Error::io(&index, "read"))?;
+        let bad = |found: String| Error::input(&index, found, "a weight_map of tensors to shards", "fetch it again");
+        let json: Value = serde_json::from_slice(&bytes).map_err(|e| bad(format!("not JSON ({e})")))?;
+        let map = json["weight_map"].as_object().ok_or_else(|| bad("no weight_map".into()))?;
+        let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut files = Vec::new();
+        let mut place = BTreeMap::new();
+        for (i, name) in names.iter().enumerate() {
+            if name.contains('/') || name.contains("..") {
+                return Err(bad(format!("shard name {name:?}")));
+            }
+            let path = dir.join(name);
+            if !path.is_file() {
+                return Err(Error::input(
+                    &path,
+                    "this shard is missing",
+                    format!("all {} shards of the index", names.len()),
+                    "fetch it",
+                ));
+            }
+            let file = TensorFile::open(&path)?;
+            for tensor in file.names() {
+                if place.insert(tensor.to_string(), i).is_some() {
+                    return Err(Error::input(
+                        &path,
+                        format!("tensor {tensor} is also in another shard"),
+                        "each tensor once",
+                        "remove the stale shard and fetch the model again",
+                    ));
+                }
+            }
+            files.push(file);
+        }
+        for (tensor, shard) in map {
+            if place.get(tensor).is_none_or(|i| Some(names[*i]) != shard.as_str()) {
+                return Err(bad(format!("{tensor} is not in {shard}")));
+            }
+        }
+        Ok(WeightFiles { dir: dir.into(), files, place })
     }
-    for (tensor, shard) in map {
-        if place.get(tensor).is_none_or(|i| Some(names[*i]) != shard.as_str()) {
-            return Err(bad(format!("{tensor} is not in {shard}")));
+
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.place.get(name).and_then(|i| self.files[*i].get(name))
+    }
+
+    /// A floating-point tensor that must be there.
+    pub fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        match self.place.get(name) {
+            Some(file) => self.files[*file].expect_float(name, shape),
+            None => Err(Error::input(
+                &self.dir,
+                format!("no tensor {name} in its safetensors files"),
+                "every tensor that config.json implies",
+                "fetch or make the model again",
+            )),
         }
     }
-    Ok((files, place))
+
+    /// Names and samples of the files.
+    pub fn sample(&self, hash: &mut blake3::Hasher) {
+        for file in &self.files {
+            let name = file.path().file_name().unwrap_or_default();
+            hash.update(name.as_encoded_bytes());
+            sample(file.bytes(), hash);
+        }
+    }
 }
 
 /// A tensor of a GGUF, in Hugging Face order and in the type that holds it exactly.
@@ -217,15 +241,6 @@ pub(super) fn read_gguf(gguf: &GgufLlama, name: &str, shape: &[usize]) -> Result
     }
     let dtype = gguf.hf_tensors().find(|t| t.name == name).map_or(Dtype::F32, |t| t.dtype);
     Ok(Tensor::from_f32(&values, dtype, shape.to_vec()))
-}
-
-/// Names and samples of weight files.
-pub(super) fn sample_files(files: &[TensorFile], hash: &mut blake3::Hasher) {
-    for file in files {
-        let name = file.path().file_name().unwrap_or_default();
-        hash.update(name.as_encoded_bytes());
-        sample(file.bytes(), hash);
-    }
 }
 
 /// Length, the first MiB, and 256 blocks spread over the rest.

@@ -2,18 +2,9 @@
 //! such loops share. Sums go through a fixed number of lanes and a fixed tree (reduce.rs) and products are fused
 //! by name, so that AVX-512, AVX2 and the baseline give the same bits.
 
-use std::sync::LazyLock;
-
 use super::reduce::sum;
-
-pub(super) static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
-
-/// Runs `kernel` compiled for the best instruction set of this machine. What it calls must be
-/// `#[inline(always)]`: only inlined code is compiled anew.
-#[inline(always)]
-pub fn simd<R>(kernel: impl FnOnce() -> R) -> R {
-    ARCH.dispatch(kernel)
-}
+pub(super) use crate::quant::lanes::ARCH;
+pub use crate::quant::lanes::simd;
 
 /// x -= shift, x = exp(x); returns the sum. Sums of 1024 are joined in f64: softmax over a large vocabulary.
 #[inline(always)]

@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::format::quantized::{self, Lookup};
 use crate::format::safetensors::Spec;
 use crate::format::tensor::{Dtype, Tensor};
+use crate::quant::lanes::simd;
 use crate::quant::{Integers, LinearGrid, Scheme, pack};
 
 /// Suffix of the tensor that holds the codes.
@@ -63,7 +64,7 @@ pub fn encode_codes(codes: &[u8], n: usize, k: usize, scheme: Scheme) -> Vec<u8>
     let rows = (1 << 16) / k.max(1) + 1;
     let mut out = vec![0; n * row];
     out.par_chunks_mut(rows * row).zip(codes.par_chunks(rows * k)).for_each(|(out, codes)| {
-        quantized::simd(
+        simd(
             #[inline(always)]
             || {
                 for (out, codes) in out.chunks_exact_mut(row).zip(codes.chunks_exact(k)) {
@@ -168,7 +169,7 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
 }
 
 fn unpack_row<const BITS: usize>(row: &[u8], codes: &mut [u8]) {
-    quantized::simd(
+    simd(
         #[inline(always)]
         || {
             // 32 elements are BITS whole words.

@@ -13,10 +13,13 @@ use super::entry::Entry;
 use super::llama::{EMBEDDING, HEAD, LAYER, NORM, SCHEME_KEY};
 use super::rope::SCALING_KEY;
 use crate::error::{Error, Result};
+use crate::format::rope_config::{Rope, Scaling};
 use crate::quant::{Integers, LinearGrid, Scheme};
 
 pub use super::llama::ROPE_FACTORS;
 
+/// What messages name.
+const CONFIG: &str = "config.json";
 /// Version of ggml's block layouts.
 const QUANTIZATION_VERSION: u32 = 2;
 
@@ -73,7 +76,7 @@ pub fn metadata(config: &Value, name: &str, scheme: Scheme, linears: GgmlType) -
     let uint = |key: &str, value: u32| (key.to_string(), Entry::U32(value));
     let float = |key: &str, value: f64| (key.to_string(), Entry::F32(value as f32));
     let (hidden, heads) = (size(config, "hidden_size")?, size(config, "num_attention_heads")?);
-    let rope = Rope::parse(config)?;
+    let (rope, head_dim) = (Rope::parse(Path::new(CONFIG), config)?, head_dim(config)?);
     let mut all = vec![
         text("general.architecture", "llama"),
         text("general.type", "model"),
@@ -89,11 +92,11 @@ pub fn metadata(config: &Value, name: &str, scheme: Scheme, linears: GgmlType) -
         uint("llama.attention.head_count_kv", size_or(config, "num_key_value_heads", heads)?),
         float("llama.attention.layer_norm_rms_epsilon", config["rms_norm_eps"].as_f64().unwrap_or(1e-6)),
         uint("llama.vocab_size", size(config, "vocab_size")?),
-        uint("llama.rope.dimension_count", rope.head_dim),
+        uint("llama.rope.dimension_count", head_dim),
         float("llama.rope.freq_base", rope.theta),
         // The converter leaves these out where config.json has no head_dim; they are what engines assume then.
-        uint("llama.attention.key_length", rope.head_dim),
-        uint("llama.attention.value_length", rope.head_dim),
+        uint("llama.attention.key_length", head_dim),
+        uint("llama.attention.value_length", head_dim),
     ];
     match rope.scaling {
         Scaling::None => {}
@@ -114,7 +117,8 @@ pub fn metadata(config: &Value, name: &str, scheme: Scheme, linears: GgmlType) -
 /// The values of the tensor [`ROPE_FACTORS`] [head_dim/2], F32, for a model with Llama 3's scaling: what each
 /// frequency is divided by.
 pub fn rope_factors(config: &Value) -> Result<Option<Vec<f32>>> {
-    let Rope { theta, head_dim, scaling } = Rope::parse(config)?;
+    let Rope { theta, scaling } = Rope::parse(Path::new(CONFIG), config)?;
+    let head_dim = head_dim(config)?;
     let Scaling::Llama3 { factor, low, high, original } = scaling else { return Ok(None) };
     let divisor = |i: u32| {
         let wavelength = TAU * theta.powf(2.0 * i as f64 / head_dim as f64);
@@ -131,7 +135,11 @@ pub fn rope_factors(config: &Value) -> Result<Option<Vec<f32>>> {
 }
 
 fn bad(found: String, expected: &str) -> Error {
-    Error::input(Path::new("config.json"), found, expected, "fetch the model's config.json again")
+    Error::input(Path::new(CONFIG), found, expected, "fetch the model's config.json again")
+}
+
+fn head_dim(config: &Value) -> Result<u32> {
+    size_or(config, "head_dim", size(config, "hidden_size")? / size(config, "num_attention_heads")?)
 }
 
 fn size(config: &Value, key: &str) -> Result<u32> {
@@ -143,46 +151,6 @@ fn size(config: &Value, key: &str) -> Result<u32> {
 
 fn size_or(config: &Value, key: &str, default: u32) -> Result<u32> {
     if config[key].is_null() { Ok(default) } else { size(config, key) }
-}
-
-struct Rope {
-    theta: f64,
-    head_dim: u32,
-    scaling: Scaling,
-}
-
-enum Scaling {
-    None,
-    Linear { factor: f64 },
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
-}
-
-impl Rope {
-    /// `rope_scaling` beside `rope_theta` (transformers 4), or both inside `rope_parameters` (transformers 5).
-    fn parse(config: &Value) -> Result<Rope> {
-        let heads = size(config, "num_attention_heads")?;
-        let head_dim = size_or(config, "head_dim", size(config, "hidden_size")? / heads)?;
-        let parameters = &config["rope_parameters"];
-        let scaling = if parameters.is_object() { parameters } else { &config["rope_scaling"] };
-        let theta = parameters["rope_theta"].as_f64().or(config["rope_theta"].as_f64()).unwrap_or(10000.0);
-        let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
-        let number = |key: &str| match scaling[key].as_f64() {
-            Some(v) if v > 0.0 => Ok(v),
-            _ => Err(bad(format!("rope scaling {kind:?} with {key} {}", scaling[key]), "a positive number")),
-        };
-        let scaling = match kind {
-            "default" => Scaling::None,
-            "linear" => Scaling::Linear { factor: number("factor")? },
-            "llama3" => Scaling::Llama3 {
-                factor: number("factor")?,
-                low: number("low_freq_factor")?,
-                high: number("high_freq_factor")?,
-                original: number("original_max_position_embeddings")?,
-            },
-            other => return Err(bad(format!("rope scaling {other:?}"), "default, linear or llama3")),
-        };
-        Ok(Rope { theta, head_dim, scaling })
-    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ pub mod targets;
 pub mod verify;
 pub mod write;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -22,14 +21,13 @@ use std::str::FromStr;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::float::{SupportFiles, open_weights, read_config, read_gguf, read_support_files, sample_files};
+use super::float::{SupportFiles, WeightFiles, read_config, read_gguf, read_support_files};
 use super::record;
 use crate::data::tokenizer;
 use crate::error::{Error, Result};
 use crate::format::compressed_tensors::{int_quantized, pack_quantized};
 use crate::format::gguf::llama::GgufLlama;
 use crate::format::quantized::Lookup;
-use crate::format::safetensors::TensorFile;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::format::{awq, gptq};
 use crate::model::Config;
@@ -123,7 +121,7 @@ pub struct Folded {
 }
 
 enum Weights {
-    Safetensors { files: Vec<TensorFile>, place: BTreeMap<String, usize> },
+    Safetensors(WeightFiles),
     Gguf(Box<GgufLlama>),
 }
 
@@ -147,9 +145,9 @@ impl Folded {
         let config_json = read_config(dir)?;
         let config_path = dir.join("config.json");
         let config = Config::parse(&config_path, &config_json)?;
-        let (files, place) = open_weights(dir)?;
+        let files = WeightFiles::open(dir)?;
         let (format, scheme) = described(&config_path, &config_json["quantization_config"])?;
-        let weights = Weights::Safetensors { files, place };
+        let weights = Weights::Safetensors(files);
         let mut folded = Folded { path: dir.into(), scheme, format, config, config_json, weights };
         if format == Format::Awq {
             // AWQ always stores zero points: whether they are the middle of the grid is what the first linear says.
@@ -197,7 +195,7 @@ impl Folded {
         let mut hash = blake3::Hasher::new();
         hash.update(format!("{:?} {} {}", self.config, self.scheme, self.format).as_bytes());
         match &self.weights {
-            Weights::Safetensors { files, .. } => sample_files(files, &mut hash),
+            Weights::Safetensors(files) => files.sample(&mut hash),
             Weights::Gguf(gguf) => super::float::sample(gguf.gguf().bytes(), &mut hash),
         }
         hash.finalize().to_hex().to_string()
@@ -206,19 +204,15 @@ impl Folded {
     /// The files of the tokenizer and what else travels with a model, config.json left out.
     pub fn support_files(&self) -> Result<SupportFiles> {
         match &self.weights {
-            Weights::Safetensors { .. } => read_support_files(&self.path),
+            Weights::Safetensors(_) => read_support_files(&self.path),
             Weights::Gguf(gguf) => tokenizer::hf_tokenizer_files(gguf.gguf()),
         }
     }
 
     /// A tensor as it is stored in a safetensors file.
     fn tensor(&self, name: &str) -> Option<Tensor> {
-        self.file(name)?.get(name).cloned()
-    }
-
-    fn file(&self, tensor: &str) -> Option<&TensorFile> {
         match &self.weights {
-            Weights::Safetensors { files, place } => place.get(tensor).map(|i| &files[*i]),
+            Weights::Safetensors(files) => files.get(name).cloned(),
             Weights::Gguf(_) => None,
         }
     }
@@ -300,13 +294,7 @@ impl Source for Folded {
 
     fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         match &self.weights {
-            Weights::Safetensors { .. } => match self.file(name) {
-                Some(file) => file.expect_float(name, shape),
-                None => {
-                    let found = format!("no tensor {name}");
-                    Err(Error::input(&self.path, found, "every tensor of the model", "fetch or fold it again"))
-                }
-            },
+            Weights::Safetensors(files) => files.float(name, shape),
             Weights::Gguf(gguf) => read_gguf(gguf, name, shape),
         }
     }

@@ -99,7 +99,8 @@ impl Target<'_> {
                 Format::CompressedTensors => pack_quantized::specs(name, *n, *k, self.scheme, self.scale_dtype()),
                 Format::IntQuantized => int_quantized::specs(name, *n, *k, self.scheme, self.scale_dtype()),
                 Format::Gptq | Format::GptqV2 => gptq::specs(name, *n, *k, self.scheme),
-                Format::Awq | Format::Gguf => awq::specs(name, *n, *k, self.scheme),
+                Format::Awq => awq::specs(name, *n, *k, self.scheme),
+                Format::Gguf => no_safetensors(),
             });
         }
         for (name, shape) in names::floats(self.source.config()) {
@@ -124,7 +125,8 @@ impl Target<'_> {
             Format::IntQuantized => int_quantized::quantization_config(self.scheme),
             Format::Gptq => gptq::quantization_config(self.scheme, gptq::Version::V1),
             Format::GptqV2 => gptq::quantization_config(self.scheme, gptq::Version::V2),
-            Format::Awq | Format::Gguf => awq::quantization_config(self.scheme),
+            Format::Awq => awq::quantization_config(self.scheme),
+            Format::Gguf => no_safetensors(),
         }
     }
 
@@ -137,7 +139,8 @@ impl Target<'_> {
         let stored_rows = match self.format {
             Format::CompressedTensors | Format::IntQuantized => 1,
             Format::Gptq | Format::GptqV2 => pack::words(k, scheme.bits),
-            Format::Awq | Format::Gguf => k,
+            Format::Awq => k,
+            Format::Gguf => no_safetensors(),
         };
         let blocks = across(out, stored_rows, n, ROWS).into_par_iter().enumerate();
         blocks.for_each_init(Vec::new, |codes, (block, parts)| {
@@ -148,7 +151,8 @@ impl Target<'_> {
                 Format::CompressedTensors => pack_quantized::encode_codes(codes, rows, k, scheme),
                 Format::IntQuantized => int_quantized::encode_codes(codes, rows, k, scheme),
                 Format::Gptq | Format::GptqV2 => gptq::encode_codes(codes, rows, k, scheme),
-                Format::Awq | Format::Gguf => awq::encode_codes(codes, rows, k, scheme),
+                Format::Awq => awq::encode_codes(codes, rows, k, scheme),
+                Format::Gguf => no_safetensors(),
             };
             for (part, packed) in parts.into_iter().zip(packed.chunks_exact(packed.len() / stored_rows)) {
                 part.copy_from_slice(packed);
@@ -164,7 +168,8 @@ impl Target<'_> {
             Format::IntQuantized => int_quantized::encode_rest(suffix, n, k, scheme, grid, self.scale_dtype()),
             Format::Gptq => gptq::encode_rest(suffix, n, k, scheme, grid, gptq::Version::V1),
             Format::GptqV2 => gptq::encode_rest(suffix, n, k, scheme, grid, gptq::Version::V2),
-            Format::Awq | Format::Gguf => awq::encode_rest(suffix, n, k, scheme, grid),
+            Format::Awq => awq::encode_rest(suffix, n, k, scheme, grid),
+            Format::Gguf => no_safetensors(),
         };
         bytes.map_err(|why| self.cannot_say(format!("{}: {why}", linear.name)))
     }
@@ -193,6 +198,10 @@ pub fn write(part: &PartDir, target: &Target, each: impl FnMut(u64) + Send) -> R
     put("config.json", &pretty(&config))?;
     files.insert(SAFETENSORS.into(), safetensors(&part.join(SAFETENSORS), target, each)?);
     Ok(files)
+}
+
+fn no_safetensors() -> ! {
+    unreachable!("a GGUF is written by folded/gguf.rs")
 }
 
 fn pretty(value: &Value) -> Vec<u8> {
