@@ -16,6 +16,7 @@ pub mod attention;
 pub mod attention_backward;
 pub mod elementwise;
 pub mod gemm;
+pub mod product;
 pub mod loss;
 pub mod reduce;
 pub mod rmsnorm;

@@ -1,0 +1,229 @@
+//! The walk over C: panels of B are made once for each thread's share of columns, those of A are read again for each
+//! block of columns.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::COLUMNS;
+use super::amx;
+use super::kernel::Kernel;
+use super::pack::{Element, Lines};
+use super::right::{MadeIn, Right};
+use super::scratch::Scratch;
+use super::sink::Sink;
+
+/// Bytes of a block of B: a share of the second-level cache.
+const BLOCK_BYTES: usize = 900 << 10;
+
+/// A of a product: packed, or as it lies.
+pub struct Left<'a, K: Kernel> {
+    rows: amx::Rows,
+    /// From a panel to the next, in bytes.
+    panel: usize,
+    packed: bool,
+    pub m: usize,
+    steps: usize,
+    borrowed: PhantomData<&'a K::Packed>,
+}
+
+// SAFETY: it only reads what it borrows.
+unsafe impl<K: Kernel> Sync for Left<'_, K> {}
+
+impl<'a, K: Kernel> Left<'a, K> {
+    /// Packs `a` into `to` on all threads, unless the kernel can read it as it lies.
+    pub fn new<E: Element>(kernel: K, a: &Lines<'a, E>, to: &'a mut Scratch) -> Left<'a, K> {
+        Left::as_it_lies(a).unwrap_or_else(|| {
+            Left::packed(kernel, a, to, |stride, packed| {
+                packed.par_chunks_exact_mut(stride).enumerate().for_each(|(panel, out)| {
+                    kernel.pack_rows(a, panel * K::ROWS, 0..a.steps::<K>(), out);
+                });
+            })
+        })
+    }
+
+    /// The same on this thread alone.
+    pub fn here<E: Element>(kernel: K, a: &Lines<'a, E>, to: &'a mut Scratch) -> Left<'a, K> {
+        Left::as_it_lies(a).unwrap_or_else(|| {
+            Left::packed(kernel, a, to, |stride, packed| {
+                for (panel, out) in packed.chunks_exact_mut(stride).enumerate() {
+                    kernel.pack_rows(a, panel * K::ROWS, 0..a.steps::<K>(), out);
+                }
+            })
+        })
+    }
+
+    fn as_it_lies<E: Element>(a: &Lines<'a, E>) -> Option<Left<'a, K>> {
+        let (first, stride) = a.as_tiles().filter(|_| K::READS_TILES)?;
+        let rows = amx::Rows { first, row: stride, half: 16 * stride, step: 64 };
+        Some(Left { rows, panel: 32 * stride, packed: false, m: a.lines, steps: a.steps::<K>(), borrowed: PhantomData })
+    }
+
+    fn packed<E: Element>(
+        kernel: K,
+        a: &Lines<E>,
+        to: &'a mut Scratch,
+        pack: impl FnOnce(usize, &mut [K::Packed]),
+    ) -> Left<'a, K> {
+        let (m, steps) = (a.lines, a.steps::<K>());
+        let stride = steps * K::ROW_STEP;
+        let packed = to.take::<K::Packed>(m.div_ceil(K::ROWS) * stride);
+        if stride > 0 {
+            pack(stride, packed);
+        }
+        let rows = kernel.packed_rows(packed.as_ptr());
+        Left { rows, panel: stride * size_of::<K::Packed>(), packed: true, m, steps, borrowed: PhantomData }
+    }
+
+    fn panels(&self) -> usize {
+        self.m.div_ceil(K::ROWS)
+    }
+
+    #[inline]
+    fn at(&self, panel: usize, step: usize) -> amx::Rows {
+        let step_bytes = if self.packed { K::ROW_STEP * size_of::<K::Packed>() } else { self.rows.step };
+        amx::Rows { first: self.rows.first.wrapping_add(panel * self.panel + step * step_bytes), ..self.rows }
+    }
+}
+
+/// How threads share C.
+pub enum Split {
+    /// By columns, so that every panel of B is made once; by rows too where columns are few.
+    Columns,
+    /// By whole units of this many panels of rows.
+    Rows(usize),
+}
+
+/// C = A·B, its tiles given to `sink`.
+pub fn product<K: Kernel, B: Right, S: Sink<K>>(kernel: K, a: &Left<K>, b: &B, split: Split, sink: &S) {
+    let (rows, columns) = (a.panels(), b.n().div_ceil(COLUMNS));
+    assert!(a.steps > 0 && a.steps == b.k().div_ceil(K::STEP), "product: k of A and B");
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    let threads = rayon::current_num_threads();
+    let (row_parts, column_parts, unit) = match split {
+        Split::Columns => {
+            let of_columns = threads.min(columns);
+            ((threads / of_columns).clamp(1, rows), of_columns, 1)
+        }
+        Split::Rows(unit) => (threads.min(rows.div_ceil(unit)), 1, unit),
+    };
+    let units = rows.div_ceil(unit);
+    (0..row_parts * column_parts).into_par_iter().with_max_len(1).for_each(|part| {
+        let (r, c) = (part / column_parts, part % column_parts);
+        let mine = units * r / row_parts * unit..(units * (r + 1) / row_parts * unit).min(rows);
+        let columns = columns * c / column_parts..columns * (c + 1) / column_parts;
+        walk(kernel, a, b, mine, columns, sink);
+    });
+}
+
+/// The same product on this thread alone, for callers that run in parallel themselves.
+pub fn product_here<K: Kernel, B: Right, S: Sink<K>>(kernel: K, a: &Left<K>, b: &B, sink: &S) {
+    assert!(a.steps > 0 && a.steps == b.k().div_ceil(K::STEP), "product: k of A and B");
+    walk(kernel, a, b, 0..a.panels(), 0..b.n().div_ceil(COLUMNS), sink);
+}
+
+/// How many steps or panels are taken together.
+struct Blocking {
+    /// Steps of a chunk: its panel of A stays in the first-level cache.
+    chunk: usize,
+    /// Steps of a block of B.
+    block: usize,
+    /// Columns (panels) of a block of B.
+    columns: usize,
+    /// Rows (panels) that share a chunk.
+    rows: usize,
+}
+
+impl Blocking {
+    fn new<K: Kernel>(rows: usize, columns: usize, steps: usize) -> Blocking {
+        let even = |n: usize, most: usize| n.div_ceil(n.div_ceil(most));
+        let block = even(steps, K::BLOCK);
+        let step_bytes = K::COLUMN_STEP * size_of::<K::Packed>();
+        let fit = (BLOCK_BYTES / (step_bytes * block)).clamp(2, 24);
+        let whole = block == steps;
+        Blocking {
+            chunk: even(block, K::CHUNK),
+            block,
+            columns: even(columns, fit),
+            rows: if whole { 1 } else { rows.min(8) },
+        }
+    }
+}
+
+#[derive(Default)]
+struct ThreadScratch {
+    made: MadeIn,
+    tiles: Scratch,
+}
+
+thread_local!(static SCRATCH: RefCell<ThreadScratch> = RefCell::default());
+
+fn walk<K: Kernel, B: Right, S: Sink<K>>(
+    kernel: K,
+    a: &Left<K>,
+    b: &B,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    sink: &S,
+) {
+    if rows.is_empty() || columns.is_empty() {
+        return;
+    }
+    let _session = kernel.begin();
+    let mut state = S::State::default();
+    let steps = a.steps;
+    let by = Blocking::new::<K>(rows.len(), columns.len(), steps);
+    let tile_len = K::ROWS * COLUMNS;
+    let held = if by.block < steps { rows.len() } else { by.rows };
+    SCRATCH.with_borrow_mut(|scratch| {
+        let tiles = scratch.tiles.take::<f32>(held * by.columns * tile_len);
+        for j0 in columns.clone().step_by(by.columns) {
+            let js = j0..(j0 + by.columns).min(columns.end);
+            for s0 in (0..steps).step_by(by.block) {
+                let s1 = (s0 + by.block).min(steps);
+                let (panels, stride) = b.panels(kernel, js.clone(), s0..s1, &mut scratch.made);
+                for i0 in rows.clone().step_by(by.rows) {
+                    let is = i0..(i0 + by.rows).min(rows.end);
+                    for k0 in (s0..s1).step_by(by.chunk) {
+                        let k1 = (k0 + by.chunk).min(s1);
+                        for i in is.clone() {
+                            let rows_of_a = a.at(i, k0);
+                            let next = if i + 1 < is.end {
+                                a.at(i + 1, k0)
+                            } else if k1 < s1 {
+                                a.at(i0, k1)
+                            } else {
+                                a.at(is.end.min(rows.end - 1), s0)
+                            };
+                            for j in js.clone() {
+                                let panel = &panels[(j - j0) * stride + (k0 - s0) * K::COLUMN_STEP..];
+                                let panel = panel[..(k1 - k0) * K::COLUMN_STEP].as_ptr();
+                                let ahead = next.first.wrapping_add((j - j0) * (k1 - k0) * 128);
+                                if let Some((c, ldc, accumulate)) = sink.place(i, j) {
+                                    let adds = accumulate || k0 > 0;
+                                    // SAFETY: the session lives; A and B were packed or checked for these panels and steps;
+                                    // the sink says that the tile lies there, and this thread alone has it.
+                                    unsafe { kernel.tile(rows_of_a, panel, k1 - k0, c, ldc, adds, ahead) };
+                                    continue;
+                                }
+                                let first = if by.block < steps { rows.start } else { i0 };
+                                let at = ((i - first) * by.columns + j - j0) * tile_len;
+                                let tile = &mut tiles[at..at + tile_len];
+                                let c = tile.as_mut_ptr();
+                                // SAFETY: as above; the tile is a scratch of this thread.
+                                unsafe { kernel.tile(rows_of_a, panel, k1 - k0, c, COLUMNS, k0 > 0, ahead) };
+                                if k1 == steps {
+                                    sink.store(&mut state, i, j, tile);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,84 @@
+//! The f32 kernel: fused multiply-adds in vector registers, compiled for each instruction set. Every element of C is
+//! summed by one chain of fused multiply-adds over ascending k, so the bits do not depend on the instruction set.
+
+use pulp::{Simd, WithSimd};
+
+use super::super::simd::ARCH;
+use super::COLUMNS;
+
+/// Rows of a tile: with two AVX-512 registers of columns, 24 sums, which hide the latency of the multiply-adds.
+pub const ROWS: usize = 12;
+
+/// C [12, 32] = or += A·B for `k` products. A is packed [k][12], B [k][32], C has rows `ldc` apart.
+///
+/// # Safety
+/// The pointers are good for these sizes.
+pub unsafe fn tile_product(a: *const f32, b: *const f32, k: usize, c: *mut f32, ldc: usize, accumulate: bool) {
+    // SAFETY: as the caller promises; an array of f32 has the alignment of f32.
+    let (a, b) = unsafe {
+        (
+            std::slice::from_raw_parts(a.cast::<[f32; ROWS]>(), k),
+            std::slice::from_raw_parts(b.cast::<[f32; COLUMNS]>(), k),
+        )
+    };
+    ARCH.dispatch(Tile { a, b, c, ldc, accumulate });
+}
+
+struct Tile<'a> {
+    a: &'a [[f32; ROWS]],
+    b: &'a [[f32; COLUMNS]],
+    c: *mut f32,
+    ldc: usize,
+    accumulate: bool,
+}
+
+impl WithSimd for Tile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // As many rows at a time as leave all sums in registers.
+        match S::F32_LANES {
+            16 => self.rows::<S, 12, 2>(simd),
+            8 => self.rows::<S, 3, 4>(simd),
+            4 => self.rows::<S, 3, 8>(simd),
+            _ => self.rows::<S, 1, 32>(simd),
+        }
+    }
+}
+
+impl Tile<'_> {
+    /// All rows, R at a time; a row of B is V registers.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize, const V: usize>(self, simd: S) {
+        for from in (0..ROWS).step_by(R) {
+            let mut sums = [[simd.splat_f32s(0.0); V]; R];
+            if self.accumulate {
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let row = self.row(from + r);
+                    // SAFETY: the tile lies within C, and nobody else has its elements.
+                    sums.copy_from_slice(S::as_simd_f32s(unsafe { &*row }).0);
+                }
+            }
+            for (a, b) in self.a.iter().zip(self.b) {
+                let b = S::as_simd_f32s(b).0;
+                for r in 0..R {
+                    let a = simd.splat_f32s(a[from + r]);
+                    for v in 0..V {
+                        sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
+                    }
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                let row = self.row(from + r);
+                // SAFETY: as above.
+                S::as_mut_simd_f32s(unsafe { &mut *row }).0.copy_from_slice(sums);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn row(&self, row: usize) -> *mut [f32; COLUMNS] {
+        self.c.wrapping_add(row * self.ldc).cast()
+    }
+}

@@ -1,0 +1,31 @@
+//! Matrix products C[m, n] = A[m, k]·B[k, n] of bf16 or f32 numbers with sums in f32.
+//!
+//! One driver cuts C into tiles and walks them so that operands stay in the caches; a [`Kernel`] computes a tile from
+//! packed panels: the tile unit of x86 (amx.rs) or fused multiply-adds in vector registers (fma.rs), to which bf16 is
+//! widened while it is packed. B comes from a matrix in memory or is made block by block ([`Right`]), C goes to memory
+//! or is consumed tile by tile ([`Sink`]), so that weights and their gradients need never exist whole.
+//!
+//! The bits of an element of C depend on the kernel alone: not on the blocking, the number of threads or the
+//! instruction set of the fused multiply-adds.
+
+pub mod amx;
+mod driver;
+mod fma;
+mod kernel;
+mod pack;
+mod right;
+mod scratch;
+mod sink;
+
+pub use driver::{Left, Split, product, product_here};
+pub use kernel::{Amx, Fma, Kernel, Work, with_kernel};
+pub use pack::{Element, Lines};
+pub use right::{Made, PackedColumns, Right, Rows};
+pub use scratch::Scratch;
+pub use sink::{Sink, ToActivation, ToF32};
+
+/// Columns of a tile of C: lines of a panel of B.
+pub const COLUMNS: usize = 32;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+//! Operands as matrices in memory, and their panels as the kernels read them.
+//!
+//! The panels of f32 are [k][lines]. Those of the tile unit are tiles of 16 rows of 32 bf16: of A, a row is a line with
+//! 32 neighbouring k; of B, a row is a pair (k, k + 1) of 16 lines. The two differ by a transposition of 16 × 16 pairs.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::super::simd::simd;
+use super::kernel::Kernel;
+
+/// A number that products take.
+pub trait Element: bytemuck::Pod + Default + Send + Sync {
+    /// The tile unit multiplies it without loss.
+    const IN_TILES: bool;
+    fn to_f32(self) -> f32;
+    fn from_f32(x: f32) -> Self;
+    #[cfg(target_arch = "x86_64")]
+    #[doc(hidden)]
+    /// 32 neighbours as bf16, where `mask` has a bit.
+    ///
+    /// # Safety
+    /// AVX-512 with BF16; the masked elements are readable.
+    unsafe fn load_32(from: *const Self, mask: u32) -> std::arch::x86_64::__m512i;
+    #[cfg(target_arch = "x86_64")]
+    #[doc(hidden)]
+    /// 16 neighbours of two rows as bf16, the first row in the lower half.
+    ///
+    /// # Safety
+    /// As [`Element::load_32`].
+    unsafe fn load_16_16(low: *const Self, high: *const Self, masks: [u16; 2]) -> std::arch::x86_64::__m512i;
+}
+
+/// Rows of A, or columns of B, as they lie in memory.
+#[derive(Clone, Copy)]
+pub struct Lines<'a, E> {
+    data: &'a [E],
+    pub lines: usize,
+    pub k: usize,
+    line_stride: usize,
+    k_stride: usize,
+}
+
+impl<'a, E> Lines<'a, E> {
+    /// Panics if the matrix reaches beyond its slice, or if neither neighbouring lines nor neighbouring k are neighbours in
+    /// memory.
+    pub fn new(data: &'a [E], lines: usize, k: usize, (line_stride, k_stride): (usize, usize)) -> Lines<'a, E> {
+        if lines > 0 && k > 0 {
+            let reach = (lines - 1).checked_mul(line_stride).zip((k - 1).checked_mul(k_stride));
+            let reach = reach.and_then(|(a, b)| a.checked_add(b));
+            assert!(reach.is_some_and(|last| last < data.len()), "product: a matrix is larger than its slice");
+        }
+        assert!(line_stride == 1 || k_stride == 1, "product: strides ({line_stride}, {k_stride})");
+        Lines { data, lines, k, line_stride, k_stride }
+    }
+
+    /// The rows of A [m, k], row-major.
+    pub fn rows(a: &'a [E], m: usize, k: usize) -> Lines<'a, E> {
+        Lines::new(a, m, k, (k, 1))
+    }
+
+    /// The columns of B [k, n], row-major.
+    pub fn columns(b: &'a [E], k: usize, n: usize) -> Lines<'a, E> {
+        Lines::new(b, n, k, (1, n))
+    }
+
+    pub fn steps<K: Kernel>(&self) -> usize {
+        self.k.div_ceil(K::STEP)
+    }
+
+    fn at(&self, line: usize, k: usize) -> *const E {
+        self.data.as_ptr().wrapping_add(line * self.line_stride + k * self.k_stride)
+    }
+
+    /// Where the lines begin and how far apart they are, if 32 of them from each multiple of 32 on can be read as tiles
+    /// where they lie: whole, on cache lines, and not all in a few sets of the first-level cache.
+    pub(super) fn as_tiles(&self) -> Option<(*const u8, usize)> {
+        let bytes = self.line_stride * size_of::<E>();
+        let whole = self.lines.is_multiple_of(32) && self.k.is_multiple_of(32) && self.k_stride == 1;
+        let lies_well = bytes.is_multiple_of(64) && !bytes.is_multiple_of(2048);
+        let fits = size_of::<E>() == 2 && whole && lies_well && self.data.as_ptr() as usize % 64 == 0;
+        fits.then_some((self.data.as_ptr().cast(), bytes))
+    }
+}
+
+/// Panels [k][L] of lines `first..first + L` and these k, zeros past the end.
+pub(super) fn interleave<E: Element, const L: usize>(m: &Lines<E>, first: usize, ks: Range<usize>, out: &mut [f32]) {
+    let out = &mut out.as_chunks_mut::<L>().0[..ks.len()];
+    let lines = m.lines.saturating_sub(first).min(L);
+    let inside = m.k.min(ks.end).saturating_sub(ks.start);
+    simd(
+        #[inline(always)]
+        || {
+            let (inside, beyond) = out.split_at_mut(inside);
+            beyond.as_flattened_mut().fill(0.0);
+            if m.k_stride == 1 && lines > 0 {
+                if lines < L {
+                    inside.as_flattened_mut().fill(0.0);
+                }
+                for line in 0..lines {
+                    let at = (first + line) * m.line_stride + ks.start;
+                    for (out, x) in inside.iter_mut().zip(&m.data[at..]) {
+                        out[line] = x.to_f32();
+                    }
+                }
+            } else {
+                for (k, out) in inside.iter_mut().enumerate() {
+                    let at = (ks.start + k) * m.k_stride + first * m.line_stride;
+                    out[lines..].fill(0.0);
+                    for (out, x) in out[..lines].iter_mut().zip(&m.data[at..]) {
+                        *out = x.to_f32();
+                    }
+                }
+            }
+        },
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use tiles::{tiles_of_columns, tiles_of_rows};
+
+#[cfg(target_arch = "x86_64")]
+mod tiles {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    /// Lines of a panel, and values of k in a step.
+    const LINES: usize = 32;
+    const STEP: usize = 32;
+
+    pub fn tiles_of_rows<E: Element>(m: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [u16]) {
+        assert!(out.len() >= steps.len() * LINES * STEP && is_x86_feature_detected!("avx512bf16"));
+        // SAFETY: AVX-512 with BF16 is there; `out` is large enough.
+        unsafe { pack(m, first, steps, m.k_stride != 1, out.as_mut_ptr()) }
+    }
+
+    pub fn tiles_of_columns<E: Element>(m: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [u16]) {
+        assert!(out.len() >= steps.len() * LINES * STEP && is_x86_feature_detected!("avx512bf16"));
+        // SAFETY: AVX-512 with BF16 is there; `out` is large enough.
+        unsafe { pack(m, first, steps, m.k_stride == 1, out.as_mut_ptr()) }
+    }
+
+    /// # Safety
+    /// `out` has 1024 elements a step.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn pack<E: Element>(m: &Lines<E>, first: usize, steps: Range<usize>, transposed: bool, out: *mut u16) {
+        for (at, step) in steps.enumerate() {
+            for half in 0..2 {
+                // SAFETY: reads are masked to the matrix; `out` holds two tiles of 512 a step.
+                unsafe {
+                    let mut rows = load(m, first + half * 16, step * STEP);
+                    if transposed {
+                        transpose(&mut rows);
+                    }
+                    let to = out.add((2 * at + half) * 512);
+                    for (i, row) in rows.iter().enumerate() {
+                        _mm512_storeu_si512(to.add(i * 32).cast(), *row);
+                    }
+                }
+            }
+        }
+    }
+
+    /// 16 lines × 32 k. Where k are neighbours: 16 rows of 32 k. Where lines are: 16 rows of pairs (k, k + 1).
+    ///
+    /// # Safety
+    /// AVX-512 with BF16.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn load<E: Element>(m: &Lines<E>, line: usize, k: usize) -> [__m512i; 16] {
+        let mut rows = [_mm512_setzero_si512(); 16];
+        if m.k_stride == 1 {
+            let inside = m.k.saturating_sub(k).min(32);
+            let mask = if inside == 32 { u32::MAX } else { (1 << inside) - 1 };
+            for (i, row) in rows.iter_mut().enumerate().take(m.lines.saturating_sub(line)) {
+                // SAFETY: the line exists, and of it what lies before m.k.
+                *row = unsafe { E::load_32(m.at(line + i, k), mask) };
+            }
+        } else {
+            let inside = m.lines.saturating_sub(line).min(16);
+            let mask = ((1u32 << inside) - 1) as u16;
+            let of_pair = |k: usize| if k < m.k { mask } else { 0 };
+            for (pair, row) in rows.iter_mut().enumerate() {
+                let k = k + 2 * pair;
+                let masks = [of_pair(k), of_pair(k + 1)];
+                // SAFETY: masked to the lines and k that exist.
+                *row = interleaved(unsafe { E::load_16_16(m.at(line, k), m.at(line, k + 1), masks) });
+            }
+        }
+        rows
+    }
+
+    /// Lower and upper 16 elements by turns.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn interleaved(x: __m512i) -> __m512i {
+        let order = _mm512_set_epi16(
+            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17,
+            1, 16, 0,
+        );
+        _mm512_permutexvar_epi16(order, x)
+    }
+
+    /// 16 × 16 elements of 32 bits.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn transpose(r: &mut [__m512i; 16]) {
+        let mut t = [_mm512_setzero_si512(); 16];
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+        }
+        for i in 0..4 {
+            r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+            r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+            r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+            r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+        }
+        for i in 0..4 {
+            t[i] = _mm512_shuffle_i32x4::<0x88>(r[i], r[i + 4]);
+            t[i + 4] = _mm512_shuffle_i32x4::<0xdd>(r[i], r[i + 4]);
+            t[i + 8] = _mm512_shuffle_i32x4::<0x88>(r[i + 8], r[i + 12]);
+            t[i + 12] = _mm512_shuffle_i32x4::<0xdd>(r[i + 8], r[i + 12]);
+        }
+        for i in 0..4 {
+            r[i] = _mm512_shuffle_i32x4::<0x88>(t[i], t[i + 8]);
+            r[i + 8] = _mm512_shuffle_i32x4::<0xdd>(t[i], t[i + 8]);
+            r[i + 4] = _mm512_shuffle_i32x4::<0x88>(t[i + 4], t[i + 12]);
+            r[i + 12] = _mm512_shuffle_i32x4::<0xdd>(t[i + 4], t[i + 12]);
+        }
+    }
+}
+
+impl Element for bf16 {
+    const IN_TILES: bool = true;
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> bf16 {
+        let bits = x.to_bits();
+        let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
+        bf16::from_bits(if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded })
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn load_32(from: *const bf16, mask: u32) -> std::arch::x86_64::__m512i {
+        // SAFETY: as the caller promises.
+        unsafe { std::arch::x86_64::_mm512_maskz_loadu_epi16(mask, from.cast()) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn load_16_16(low: *const bf16, high: *const bf16, masks: [u16; 2]) -> std::arch::x86_64::__m512i {
+        use std::arch::x86_64::*;
+        // SAFETY: as the caller promises.
+        let (low, high) = unsafe {
+            (_mm256_maskz_loadu_epi16(masks[0], low.cast()), _mm256_maskz_loadu_epi16(masks[1], high.cast()))
+        };
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+    }
+}
+
+impl Element for f32 {
+    const IN_TILES: bool = false;
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> f32 {
+        x
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn load_32(from: *const f32, mask: u32) -> std::arch::x86_64::__m512i {
+        // SAFETY: as the caller promises; a masked element is not read.
+        unsafe { f32::load_16_16(from, from.wrapping_add(16), [mask as u16, (mask >> 16) as u16]) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn load_16_16(low: *const f32, high: *const f32, masks: [u16; 2]) -> std::arch::x86_64::__m512i {
+        use std::arch::x86_64::*;
+        // SAFETY: as the caller promises; both types are 64 bytes of any content.
+        unsafe {
+            let both = _mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(masks[1], high), _mm512_maskz_loadu_ps(masks[0], low));
+            std::mem::transmute::<__m512bh, __m512i>(both)
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Where the tiles of C go.
+
+use std::marker::PhantomData;
+
+use super::COLUMNS;
+use super::kernel::Kernel;
+use super::pack::Element;
+
+/// Takes the tiles of C, each from one thread, once.
+pub trait Sink<K: Kernel>: Sync {
+    /// What a thread keeps between its tiles.
+    type State: Default;
+
+    /// Where the tile of panel `row` of A and panel `column` of B can be summed in place: its first element, elements
+    /// from a row to the next, and whether what is there is added to.
+    fn place(&self, row: usize, column: usize) -> Option<(*mut f32, usize, bool)> {
+        let _ = (row, column);
+        None
+    }
+
+    /// Takes a finished tile [ROWS, 32] that had no place. Elements beyond C are zero.
+    fn store(&self, state: &mut Self::State, row: usize, column: usize, tile: &mut [f32]);
+}
+
+/// C [m, n] in f32, = or +=, with rows `stride` apart.
+pub struct ToF32<'a> {
+    c: Shared<'a, f32>,
+    accumulate: bool,
+}
+
+impl<'a> ToF32<'a> {
+    pub fn new(c: &'a mut [f32], m: usize, n: usize, stride: usize, accumulate: bool) -> ToF32<'a> {
+        ToF32 { c: Shared::new(c, m, n, stride), accumulate }
+    }
+}
+
+impl<K: Kernel> Sink<K> for ToF32<'_> {
+    type State = ();
+
+    fn place(&self, row: usize, column: usize) -> Option<(*mut f32, usize, bool)> {
+        let (first, rows, columns) = self.c.part(row * K::ROWS, K::ROWS, column * COLUMNS);
+        (rows == K::ROWS && columns == COLUMNS).then_some((first, self.c.stride, self.accumulate))
+    }
+
+    fn store(&self, (): &mut (), row: usize, column: usize, tile: &mut [f32]) {
+        self.c.store::<K>(row, column, tile, |c, x| if self.accumulate { *c += x } else { *c = x });
+    }
+}
+
+/// C [m, n] in the compute type, set.
+pub struct ToActivation<'a, E>(Shared<'a, E>);
+
+impl<'a, E: Element> ToActivation<'a, E> {
+    pub fn new(c: &'a mut [E], m: usize, n: usize) -> ToActivation<'a, E> {
+        ToActivation(Shared::new(c, m, n, n))
+    }
+}
+
+impl<E: Element, K: Kernel> Sink<K> for ToActivation<'_, E> {
+    type State = ();
+
+    fn store(&self, (): &mut (), row: usize, column: usize, tile: &mut [f32]) {
+        self.0.store::<K>(row, column, tile, |c, x| *c = E::from_f32(x));
+    }
+}
+
+/// A matrix whose tiles several threads write.
+struct Shared<'a, T> {
+    first: *mut T,
+    m: usize,
+    n: usize,
+    stride: usize,
+    borrowed: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a sink is given each tile once, by one thread, and touches its elements only.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+// SAFETY: as the borrow that it stands for.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    fn new(c: &'a mut [T], m: usize, n: usize, stride: usize) -> Shared<'a, T> {
+        assert!(m == 0 || (n <= stride && (m - 1) * stride + n <= c.len()), "product: C is larger than its slice");
+        Shared { first: c.as_mut_ptr(), m, n, stride, borrowed: PhantomData }
+    }
+
+    /// From (row, column) on: the element, and how many rows and columns of a tile exist.
+    fn part(&self, row: usize, rows: usize, column: usize) -> (*mut T, usize, usize) {
+        let first = self.first.wrapping_add(row * self.stride + column);
+        (first, rows.min(self.m.saturating_sub(row)), COLUMNS.min(self.n.saturating_sub(column)))
+    }
+
+    #[inline(always)]
+    fn store<K: Kernel>(&self, row: usize, column: usize, tile: &[f32], put: impl Fn(&mut T, f32)) {
+        let (first, rows, columns) = self.part(row * K::ROWS, K::ROWS, column * COLUMNS);
+        super::super::simd::simd(
+            #[inline(always)]
+            || {
+                for (i, tile) in tile.chunks_exact(COLUMNS).take(rows).enumerate() {
+                    // SAFETY: these columns of this row exist and belong to this tile.
+                    let c = unsafe { std::slice::from_raw_parts_mut(first.add(i * self.stride), columns) };
+                    if columns == COLUMNS {
+                        let c: &mut [T; COLUMNS] = c.try_into().expect("32 columns");
+                        for (c, x) in c.iter_mut().zip(tile) {
+                            put(c, *x);
+                        }
+                    } else {
+                        for (c, x) in c.iter_mut().zip(tile) {
+                            put(c, *x);
+                        }
+                    }
+                }
+            },
+        );
+    }
+}
