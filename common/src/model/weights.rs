@@ -10,7 +10,7 @@ use crate::compute::backend::{Backend, LowRank, LowRankGrads, Weight};
 use crate::compute::cpu::simd::simd;
 use crate::error::Result;
 use crate::format::tensor::{Dtype, Tensor};
-use crate::quant::{Integers, LinearGrid, Phi, Scheme, grid, pack};
+use crate::quant::{Factors, Integers, LinearGrid, Phi, RealWeight, Scheme, grid, pack};
 
 /// Any artefact that holds a whole model.
 pub trait Source: Sync {
@@ -66,31 +66,34 @@ impl HostLowRank {
 }
 
 /// Makes the integers of a linear, W_Z = clip(round(Φ0 + α/r·AB)), some rows at a time.
-pub struct Rounding<'a> {
-    w: &'a HostLowRank,
-    k: usize,
-    /// With rows of zeros after it, so that the last block is whole too.
-    a: Vec<f32>,
-    b: grid::Panels,
-}
+pub struct Rounding<'a>(RealWeight<'a>);
 
 impl Rounding<'_> {
     pub fn new(w: &HostLowRank, k: usize) -> Rounding<'_> {
-        let a = [&w.a[..], &vec![0.0; (grid::ROWS - 1) * w.rank]].concat();
-        Rounding { w, k, a, b: grid::Panels::new(&w.b, w.rank) }
+        Rounding(RealWeight::new(Factors {
+            scheme: w.scheme,
+            phi: w.phi.bytes(),
+            stored: w.stored,
+            a: &w.a,
+            b: &w.b,
+            rank: w.rank,
+            factor: w.alpha / w.rank as f32,
+            k,
+        }))
     }
 
     /// W_Z − qmin of whole rows from row `first` on.
     pub fn rows(&self, first: usize, codes: &mut [u8]) {
         // So many that a panel of B, once in the cache, serves some blocks, and so few that their Φ0 are read as streams.
         const TOGETHER: usize = 4 * grid::ROWS;
-        for (i, codes) in codes.chunks_mut(TOGETHER * self.k).enumerate() {
+        let k = self.0.of.k;
+        for (i, codes) in codes.chunks_mut(TOGETHER * k).enumerate() {
             simd(
                 #[inline(always)]
                 || {
-                    for (p, from) in (0..self.k).step_by(grid::COLUMNS).enumerate() {
-                        for (j, codes) in codes.chunks_mut(grid::ROWS * self.k).enumerate() {
-                            self.block(first + i * TOGETHER + j * grid::ROWS, p, from, codes);
+                    for from in (0..k).step_by(grid::COLUMNS) {
+                        for (j, codes) in codes.chunks_mut(grid::ROWS * k).enumerate() {
+                            self.block(first + i * TOGETHER + j * grid::ROWS, from, codes);
                         }
                     }
                 },
@@ -98,24 +101,15 @@ impl Rounding<'_> {
         }
     }
 
-    /// Up to [`grid::ROWS`] rows of `codes`, in the columns of panel `p` that begin at `from`.
+    /// Up to [`grid::ROWS`] rows of `codes`, in the columns that begin at `from`.
     #[inline(always)]
-    fn block(&self, first: usize, p: usize, from: usize, codes: &mut [u8]) {
-        let (w, k) = (self.w, self.k);
-        let (qmin, qmax) = (w.scheme.qmin(), w.scheme.qmax());
-        let columns = grid::COLUMNS.min(k - from);
-        // An even number of columns lies before, so that they are whole bytes.
-        let bytes = w.stored.row_bytes(w.scheme, from)..w.stored.row_bytes(w.scheme, from + columns);
-        let row_bytes = w.stored.row_bytes(w.scheme, k);
-        let phi = w.phi.bytes()[first * row_bytes..].chunks_exact(row_bytes);
-        let mut z = [[0f32; grid::COLUMNS]; grid::ROWS];
-        for (z, phi) in z.iter_mut().zip(phi).take(codes.len() / k) {
-            w.stored.unpack_row(w.scheme, &phi[bytes.clone()], &mut z[..columns]);
-        }
-        let a = &self.a[first * w.rank..(first + grid::ROWS) * w.rank];
-        self.b.add(p, a, w.alpha / w.rank as f32, &mut z);
+    fn block(&self, first: usize, from: usize, codes: &mut [u8]) {
+        let Factors { scheme, k, .. } = self.0.of;
+        let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
+        let columns = from..(from + grid::COLUMNS).min(k);
+        let z = self.0.block(first..first + codes.len() / k, columns.clone());
         for (z, codes) in z.iter().zip(codes.chunks_exact_mut(k)) {
-            for (code, z) in codes[from..from + columns].iter_mut().zip(z) {
+            for (code, z) in codes[columns.clone()].iter_mut().zip(z) {
                 *code = grid::unsigned_code(*z, qmin, qmax);
             }
         }

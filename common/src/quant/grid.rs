@@ -49,7 +49,7 @@ pub fn unsigned_code(z: f32, qmin: f32, qmax: f32) -> u8 {
 }
 
 /// Columns that a block of sums has.
-pub const COLUMNS: usize = 64;
+pub const COLUMNS: usize = 32;
 /// Rows that share one pass over B.
 pub const ROWS: usize = 4;
 

@@ -7,8 +7,10 @@ pub(crate) mod lanes;
 pub mod lowrank;
 pub mod pack;
 pub mod phi;
+pub mod real;
 pub mod scheme;
 
 pub use integers::{Integers, LinearGrid};
 pub use phi::Phi;
+pub use real::{Factors, RealWeight};
 pub use scheme::Scheme;

@@ -81,8 +81,9 @@ impl<'a, K: Kernel> Left<'a, K> {
         self.m.div_ceil(K::ROWS)
     }
 
+    /// A panel from step `step` on.
     #[inline]
-    fn at(&self, panel: usize, step: usize) -> amx::Rows {
+    pub(in super::super) fn at(&self, panel: usize, step: usize) -> amx::Rows {
         let step_bytes = if self.packed { K::ROW_STEP * size_of::<K::Packed>() } else { self.rows.step };
         amx::Rows { first: self.rows.first.wrapping_add(panel * self.panel + step * step_bytes), ..self.rows }
     }
@@ -141,7 +142,8 @@ struct Blocking {
 impl Blocking {
     fn new<K: Kernel>(rows: usize, columns: usize, steps: usize) -> Blocking {
         let even = |n: usize, most: usize| n.div_ceil(n.div_ceil(most));
-        let block = even(steps, K::BLOCK);
+        // A whole number of blocks in which weights are made.
+        let block = even(steps, K::BLOCK).next_multiple_of(COLUMNS / K::STEP).min(steps);
         let step_bytes = K::COLUMN_STEP * size_of::<K::Packed>();
         let fit = (BLOCK_BYTES / (step_bytes * block)).clamp(2, 24);
         let whole = block == steps;

@@ -64,6 +64,13 @@ pub struct PackedColumns<'a, T> {
     k: usize,
 }
 
+impl<T> PackedColumns<'_, T> {
+    /// One panel from step `step` on.
+    pub fn panel<K: Kernel<Packed = T>>(&self, panel: usize, step: usize) -> &[T] {
+        &self.packed[(panel * self.k.div_ceil(K::STEP) + step) * K::COLUMN_STEP..]
+    }
+}
+
 impl<'a, T: bytemuck::Pod + Send + Sync> PackedColumns<'a, T> {
     /// Packs all of `b` on all threads.
     pub fn new<K: Kernel<Packed = T>, E: Element>(kernel: K, b: &Lines<E>, to: &'a mut Scratch) -> Self {
@@ -103,7 +110,7 @@ pub trait Rows: Sync {
     type E: Element;
     fn n(&self) -> usize;
     fn k(&self) -> usize;
-    /// Rows `rows` (at most 32, from a multiple of 4 on), columns `columns` (from a multiple of 4 on) into `out`
+    /// Rows `rows` (at most 32, from a multiple of 32 on), columns `columns` (from a multiple of 32 on) into `out`
     /// [rows, columns].
     fn make(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [Self::E]);
 }
@@ -155,14 +162,16 @@ impl<W: Rows> Right for Made<'_, W> {
             }
             Made::AsIs(w) => {
                 let columns = span(&panels, COLUMNS, w.k());
-                let made = scratch.rows.take::<W::E>(K::STEP * columns.len());
-                for (at, step) in steps.enumerate() {
-                    let rows = span(&(step..step + 1), K::STEP, w.n());
+                let made = scratch.rows.take::<W::E>(COLUMNS * columns.len());
+                for from in steps.clone().step_by(COLUMNS / K::STEP) {
+                    let some = from..(from + COLUMNS / K::STEP).min(steps.end);
+                    let rows = span(&some, K::STEP, w.n());
                     let made = &mut made[..rows.len() * columns.len()];
                     w.make(rows.clone(), columns.clone(), made);
                     let lines = Lines::new(made, columns.len(), rows.len(), (1, columns.len()));
                     for (panel, out) in out.chunks_exact_mut(stride).enumerate() {
-                        kernel.pack_columns(&lines, panel * COLUMNS, 0..1, &mut out[at * K::COLUMN_STEP..]);
+                        let out = &mut out[(from - steps.start) * K::COLUMN_STEP..];
+                        kernel.pack_columns(&lines, panel * COLUMNS, 0..some.len(), out);
                     }
                 }
             }

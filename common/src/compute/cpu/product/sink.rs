@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use super::COLUMNS;
+use super::amx::Rows;
 use super::kernel::Kernel;
 use super::pack::Element;
 
@@ -33,6 +34,35 @@ impl<'a> ToF32<'a> {
         ToF32 { c: Shared::new(c, m, n, stride), accumulate }
     }
 }
+
+impl ToF32<'_> {
+    /// A tile of a product of a few steps, outside the driver.
+    ///
+    /// # Safety
+    /// As [`Kernel::tile`]; nobody else touches the tile meanwhile.
+    pub unsafe fn tile<K: Kernel>(&self, kernel: K, a: Rows, b: &[K::Packed], steps: usize, row: usize, column: usize) {
+        assert!(b.len() >= steps * K::COLUMN_STEP);
+        let (ahead, b) = (b.as_ptr().cast(), b.as_ptr());
+        if let Some((c, ldc, accumulate)) = Sink::<K>::place(self, row, column) {
+            // SAFETY: as the caller promises; the tile lies there.
+            unsafe { kernel.tile(a, b, steps, c, ldc, accumulate, ahead) };
+        } else {
+            let mut tile = Tile([0.0; 32 * COLUMNS]);
+            // SAFETY: as the caller promises; no kernel has more than 32 rows.
+            unsafe { kernel.tile(a, b, steps, tile.0.as_mut_ptr(), COLUMNS, false, ahead) };
+            Sink::<K>::store(self, &mut (), row, column, &mut tile.0[..K::ROWS * COLUMNS]);
+        }
+    }
+
+    /// The same matrix, added to.
+    pub fn adding(&self) -> ToF32<'_> {
+        ToF32 { c: Shared { borrowed: PhantomData, ..self.c }, accumulate: true }
+    }
+}
+
+/// On cache lines.
+#[repr(align(64))]
+struct Tile([f32; 32 * COLUMNS]);
 
 impl<K: Kernel> Sink<K> for ToF32<'_> {
     type State = ();
@@ -85,7 +115,7 @@ impl<'a, T> Shared<'a, T> {
     }
 
     /// From (row, column) on: the element, and how many rows and columns of a tile exist.
-    fn part(&self, row: usize, rows: usize, column: usize) -> (*mut T, usize, usize) {
+    pub(super) fn part(&self, row: usize, rows: usize, column: usize) -> (*mut T, usize, usize) {
         let first = self.first.wrapping_add(row * self.stride + column);
         (first, rows.min(self.m.saturating_sub(row)), COLUMNS.min(self.n.saturating_sub(column)))
     }
