@@ -33,7 +33,7 @@ fn planned_gb(config: &Config, recipe: &Recipe, scheme: &str) -> f64 {
     let float_bytes = names::floats(config).iter().map(|(_, s)| 2 * s.iter().product::<usize>() as u64).sum();
     let scheme = scheme.parse().unwrap();
     let holding = Holding { config, scheme, phi: Phi::Q, rank: 32, float_bytes, recipe };
-    total(&plan(&Cpu::new(), &holding)) as f64 / 1e9
+    total(&plan(&Cpu::<f32>::new(), &holding)) as f64 / 1e9
 }
 
 #[test]

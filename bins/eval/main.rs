@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use common::cli::device::DeviceFlags;
+use common::cli::device::{DeviceFlags, Opened};
 use common::cli::{self, flags::Common, progress};
 use common::compute::backend::Backend;
-use common::compute::cpu::Cpu;
 use common::data::{text, tokenizer::Tokenizer};
 use common::error::{Error, Result};
 use common::model::Config;
@@ -80,7 +79,13 @@ fn run() -> Result<()> {
     let args: Args = cli::parse()?;
     args.common.start()?;
     check(&args)?;
-    let backend = args.device.open()?;
+    match args.device.open()? {
+        Opened::CpuF32(cpu) => run_on(&cpu, &args),
+        Opened::CpuBf16(cpu) => run_on(&cpu, &args),
+    }
+}
+
+fn run_on<B: Backend>(backend: &B, args: &Args) -> Result<()> {
     let reference = args.reference.as_deref().map(Artefact::open).transpose()?;
     let mut paths = Vec::new();
     for path in &args.artefacts {
@@ -95,14 +100,14 @@ fn run() -> Result<()> {
     // Once for all artefacts: standard input can be read only once.
     let texts = args.ppl.iter().map(|path| text::joined(path)).collect::<Result<Vec<_>>>()?;
     let kept = Kept::open(args.output.as_deref())?;
-    let asked = asked(&args, &backend, reference.as_ref(), &texts, &task_files)?;
+    let asked = asked(args, backend, reference.as_ref(), &texts, &task_files)?;
     let mut report = Report::default();
     for (path, artefact) in paths.iter().zip(&artefacts) {
         let digest = artefact.digest()?;
         let measured = blake3::hash(format!("{asked} {digest}").as_bytes()).to_hex().to_string();
         let one = match kept.find(&measured) {
             Some(known) => ArtefactReport { path: path.display().to_string(), ..known },
-            None => evaluate(&args, &backend, path, artefact, reference.as_ref(), &texts, &tasks)?,
+            None => evaluate(args, backend, path, artefact, reference.as_ref(), &texts, &tasks)?,
         };
         let kept_as_file = |digest: String| args.output.as_ref().map(|_| digest);
         let (digest, measured) = (kept_as_file(digest), kept_as_file(measured));
@@ -111,13 +116,13 @@ fn run() -> Result<()> {
     }
     kept.finish()?;
     cli::print(&if args.common.json { report.json() } else { report.table() })?;
-    check_max_ppl(&args, &report)
+    check_max_ppl(args, &report)
 }
 
 /// All that decides an artefact's figures besides itself.
-fn asked(
+fn asked<B: Backend>(
     args: &Args,
-    backend: &Cpu,
+    backend: &B,
     reference: Option<&Artefact>,
     texts: &[String],
     task_files: &[PathBuf],
@@ -156,9 +161,9 @@ fn check(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn evaluate(
+fn evaluate<B: Backend>(
     args: &Args,
-    backend: &Cpu,
+    backend: &B,
     path: &Path,
     artefact: &Artefact,
     reference: Option<&Artefact>,

@@ -190,6 +190,11 @@ impl Resolved {
         self.checkpoint.as_ref().filter(|c| !c.finished()).map(|c| c.stage.dir.join(METRICS))
     }
 
+    /// The compute path of the unfinished checkpoint that is gone on from.
+    pub fn begun_on(&self) -> Option<&str> {
+        self.checkpoint.as_ref().filter(|c| !c.finished())?.stage.record.details.get("compute_path")?.as_str()
+    }
+
     pub fn record(&self, args: &Args) -> Result<Record> {
         let out = args.output();
         let mut inputs =

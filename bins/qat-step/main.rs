@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use arguments::{Args, Resolved};
+use common::cli::device::Opened;
 use common::cli::signals::Signals;
 use common::cli::{self, memory, progress};
 use common::compute::backend::Backend;
-use common::compute::cpu::Cpu;
 use common::data::tokenizer::Tokenizer;
 use common::error::{Error, Result};
 use common::format::atomic::{PartDir, write_file};
@@ -30,21 +30,27 @@ fn run() -> Result<()> {
     let begun = Instant::now();
     let args: Args = cli::parse()?;
     args.common.start()?;
-    let backend = args.device.open()?;
-    let job = Resolved::new(&args)?;
-    let planned = plan::plan(&backend, &job.holding()?);
+    match args.device.open()? {
+        Opened::CpuF32(cpu) => run_on(&cpu, &args, begun),
+        Opened::CpuBf16(cpu) => run_on(&cpu, &args, begun),
+    }
+}
+
+fn run_on<B: Backend>(backend: &B, args: &Args, begun: Instant) -> Result<()> {
+    let job = Resolved::new(args)?;
+    let planned = plan::plan(backend, &job.holding()?);
     if args.plan {
         return cli::print(&if args.common.json { plan::json(&planned) } else { plan::table(&planned) });
     }
     let tokenizer = Tokenizer::from_files(job.wrapped.dir(), &job.wrapped.support_files()?)?;
     job.shards()?.check_tokenizer(job.wrapped.dir(), tokenizer.digest())?;
     job.shards()?.windows(job.recipe.seq)?;
-    let record = job.record(&args)?;
+    let record = job.record(args)?;
     match record::begin(args.output(), &record, args.common.force, true)? {
         Begin::Done => {}
         Begin::Write(part) => {
             fits(plan::total(&planned))?;
-            train(&args, &job, &backend, &part, record, begun, plan::total(&planned))?;
+            train(args, &job, backend, &part, record, begun, plan::total(&planned))?;
             finish(part)?;
             cli::say(&args.common, "qat-step", format!("peak resident {}", plan::mib(memory::peak_resident())));
         }
@@ -68,10 +74,10 @@ fn fits(planned: u64) -> Result<()> {
 }
 
 /// Trains from the last save, or from the start, and writes the finished files beside the saves.
-fn train(
+fn train<B: Backend>(
     args: &Args,
     job: &Resolved,
-    backend: &Cpu,
+    backend: &B,
     part: &PartDir,
     record: Record,
     begun: Instant,
@@ -93,17 +99,14 @@ fn train(
         }
         other => other?,
     };
+    let begun_on = latest.as_ref().map(|(_, state)| state.compute_path.as_str()).or(job.begun_on());
+    if let Some(path) = begun_on.filter(|path| *path != backend.path()) {
+        let message = format!("saved on {path}, going on on {}: not the same bytes", backend.path());
+        cli::say(&args.common, "qat-step", message);
+    }
     let mut model = Model::load(backend, job.source(), job.recipe.seq)?;
     let (mut moments, from) = match &latest {
         Some((dir, state)) => {
-            if state.compute_path != backend.path() {
-                let path = &state.compute_path;
-                cli::say(
-                    &args.common,
-                    "qat-step",
-                    format!("saved on {path}, going on on {}: not the same bytes", backend.path()),
-                );
-            }
             resume::load_trained(backend, &dir.join(TRAINED), &mut model.params)?;
             cli::say(&args.common, "qat-step", format!("resumed at step {}", state.step));
             (resume::load_moments(backend, &dir.join(OPTIMIZER), &model.params)?, state.step)
@@ -141,12 +144,12 @@ fn train(
 }
 
 /// All files of the checkpoint, `stage.json` last.
-fn write_finished(
+fn write_finished<B: Backend>(
     part: &PartDir,
     job: &Resolved,
-    backend: &Cpu,
-    model: &Model<Cpu>,
-    moments: &Moments<Cpu>,
+    backend: &B,
+    model: &Model<B>,
+    moments: &Moments<B>,
     mut record: Record,
 ) -> Result<()> {
     record.files.insert(TRAINED.into(), resume::write_trained(backend, &part.join(TRAINED), &model.params)?);

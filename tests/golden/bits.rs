@@ -1,11 +1,13 @@
 //! To the bit: the forward pass with Φ0, A, B and s against that with the folded integers; and training, on any
 //! number of threads.
 
+use common::compute::cpu::element::Element;
 use common::model::forward::Batch;
 use common::model::weights::Source;
 use common::quant::Phi;
 use common::train::optimizer::{self, Moments};
 use common::train::recipe::Recipe;
+use half::bf16;
 
 use super::case::{Case, FoldedSource, tokens};
 use super::random::Random;
@@ -26,7 +28,8 @@ fn randoms() -> [Random; 4] {
 #[test]
 fn folding_keeps_every_bit() {
     for random in randoms() {
-        check_folding(&random, &random.batch(&[128, 57]));
+        check_folding::<f32>(&random, &random.batch(&[128, 57]));
+        check_folding::<bf16>(&random, &random.batch(&[128, 57]));
     }
 }
 
@@ -34,15 +37,17 @@ fn folding_keeps_every_bit() {
 fn folding_keeps_every_bit_of_the_golden_cases() {
     let Some(shared) = shared("folding_keeps_every_bit_of_the_golden_cases") else { return };
     for case in Case::all(&shared) {
-        check_folding(&case, &tokens(&shared));
+        check_folding::<f32>(&case, &tokens(&shared));
+        check_folding::<bf16>(&case, &tokens(&shared));
     }
 }
 
-fn check_folding(source: &dyn Source, batch: &Batch) {
+fn check_folding<E: Element>(source: &dyn Source, batch: &Batch) {
     let scores = |source: &dyn Source| {
-        let mut runner = Runner::new(source, batch);
+        let mut runner = Runner::<E>::in_type(source, batch);
         let loss = runner.loss(batch);
-        (bits(&runner.acts.hidden), loss.to_bits())
+        let hidden: Vec<u32> = runner.acts.hidden.iter().map(|x| x.to_f32().to_bits()).collect();
+        (hidden, loss.to_bits())
     };
     assert!(scores(source) == scores(&FoldedSource(source)));
 }
@@ -50,7 +55,8 @@ fn check_folding(source: &dyn Source, batch: &Batch) {
 #[test]
 fn training_does_not_depend_on_threads() {
     for random in randoms() {
-        check_threads(&random, &random.batch(&[128, 128, 57]));
+        check_threads::<f32>(&random, &random.batch(&[128, 128, 57]));
+        check_threads::<bf16>(&random, &random.batch(&[128, 128, 57]));
     }
 }
 
@@ -58,14 +64,15 @@ fn training_does_not_depend_on_threads() {
 fn training_of_the_golden_cases_does_not_depend_on_threads() {
     let Some(shared) = shared("training_of_the_golden_cases_does_not_depend_on_threads") else { return };
     for case in Case::all(&shared) {
-        check_threads(&case, &tokens(&shared));
+        check_threads::<f32>(&case, &tokens(&shared));
+        check_threads::<bf16>(&case, &tokens(&shared));
     }
 }
 
-fn check_threads(source: &impl Source, batch: &Batch) {
+fn check_threads<E: Element>(source: &dyn Source, batch: &Batch) {
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| train(source, batch))
+        pool.install(|| train::<E>(source, batch))
     };
     let one = on(1);
     for threads in [2, 3] {
@@ -77,8 +84,8 @@ fn check_threads(source: &impl Source, batch: &Batch) {
 }
 
 /// Bits of all that two steps make: losses, gradients, trained values.
-fn train(source: &dyn Source, batch: &Batch) -> Vec<(String, Vec<u32>)> {
-    let mut runner = Runner::new(source, batch);
+fn train<E: Element>(source: &dyn Source, batch: &Batch) -> Vec<(String, Vec<u32>)> {
+    let mut runner = Runner::<E>::in_type(source, batch);
     let recipe = Recipe { steps: 2, warmup: 0.0, ..Recipe::default() };
     let mut moments = Moments::zeros(&runner.cpu, &runner.model.params).unwrap();
     let mut made = Vec::new();

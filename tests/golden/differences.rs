@@ -6,6 +6,7 @@
 //! embedding's output.
 
 use common::compute::backend::NO_TARGET;
+use common::compute::cpu::aligned::Aligned;
 use common::format::tensor::{Dtype, Tensor};
 use common::model::forward::Batch;
 use common::model::names;
@@ -42,7 +43,7 @@ fn check(random: Random) {
     let mut runner = Runner::new(&random, &batch);
     let mut grads = runner.model.params.zeros_like(&runner.cpu).unwrap();
     runner.model.loss_and_gradients(&runner.cpu, &batch, 1.0, &mut runner.acts, &mut grads);
-    let dx = runner.acts.dx.clone();
+    let dx = runner.acts.dx.to_vec();
     let mut errors = vec![("dx".to_string(), relative_error(&dx, &embedding_slopes(&mut runner, &batch)))];
     errors.push(("scale between neighbours".into(), scale_error(&mut runner, &batch, &grads)));
     errors.extend(weight_errors(&random, &batch, &runner, &grads));
@@ -92,7 +93,7 @@ fn slope(values: &mut [f32], at: usize, mut f: impl FnMut(&[f32]) -> f64) -> f32
 
 /// ds of all linears against the chord from the next smaller to the next larger bf16 scale: the forward pass sees
 /// no others.
-fn scale_error(runner: &mut Runner, batch: &Batch, grads: &[Vec<f32>]) -> f64 {
+fn scale_error(runner: &mut Runner, batch: &Batch, grads: &[Aligned<f32>]) -> f64 {
     let (mut chords, mut ds) = (Vec::new(), Vec::new());
     for row in (0..grads.len()).step_by(3) {
         assert!(runner.model.params.specs[row].name.ends_with(".scale"));
@@ -142,7 +143,7 @@ impl Grid {
 }
 
 /// Errors of ds, dA and dB of every linear, as they follow from the slopes in every weight.
-fn weight_errors(random: &Random, batch: &Batch, runner: &Runner, grads: &[Vec<f32>]) -> Vec<(String, f64)> {
+fn weight_errors(random: &Random, batch: &Batch, runner: &Runner, grads: &[Aligned<f32>]) -> Vec<(String, f64)> {
     let linears = names::linears(&random.config);
     let grids: Vec<Grid> = linears.iter().map(|l| Grid::of(&random.lowrank(l), l.k)).collect();
     let weights = linears.iter().zip(&grids).map(|(l, g)| (l.name.clone(), g.w.clone())).collect();

@@ -9,6 +9,7 @@ mod training; // logits, gradients and ten steps of every case
 mod inclusive; // the same as it is, against PyTorch with the contract's gradient at the ends of the grid
 mod differences; // gradients against central finite differences
 mod bits; // the same bits folded or not, and on any number of threads
+mod types; // a step in bf16 beside the same in f32
 mod rounding; // the one rounding rule at every tie
 mod tiny_models; // sliding window, rotary scalings, head_dim, stored types, shards
 mod zero_shot; // SmolLM2 against lm-evaluation-harness
@@ -16,19 +17,28 @@ mod zero_shot; // SmolLM2 against lm-evaluation-harness
 use crate::beside::shared;
 use common::compute::backend::{Head, Weight};
 use common::compute::cpu::Cpu;
+use common::compute::cpu::aligned::Aligned;
+use common::compute::cpu::element::Element;
 use common::model::forward::Batch;
-use common::model::ledger::Activations;
+use common::model::ledger::{Activations, Pass};
 use common::model::weights::{HostLowRank, Model, Source};
 
 /// A model on the CPU with the buffers of its passes.
-struct Runner {
-    cpu: Cpu,
-    model: Model<Cpu>,
-    acts: Activations<Vec<f32>>,
+struct Runner<E: Element = f32> {
+    cpu: Cpu<E>,
+    model: Model<Cpu<E>>,
+    acts: Pass<Cpu<E>>,
 }
 
 impl Runner {
+    /// In f32, as PyTorch's values are.
     fn new(source: &dyn Source, batch: &Batch) -> Runner {
+        Runner::in_type(source, batch)
+    }
+}
+
+impl<E: Element> Runner<E> {
+    fn in_type(source: &dyn Source, batch: &Batch) -> Runner<E> {
         let cpu = Cpu::new();
         let longest = batch.segments.windows(2).map(|w| w[1] - w[0]).max().unwrap();
         let model = Model::load(&cpu, source, longest).unwrap();
@@ -37,7 +47,7 @@ impl Runner {
     }
 
     /// The head's input.
-    fn hidden(&mut self, batch: &Batch) -> &[f32] {
+    fn hidden(&mut self, batch: &Batch) -> &[E] {
         self.model.forward(&self.cpu, batch, &mut self.acts);
         &self.acts.hidden
     }
@@ -47,7 +57,7 @@ impl Runner {
         self.hidden(batch);
         let Weight::Float { w, k, .. } = self.model.head() else { panic!("the head is floating point") };
         let w: Vec<f64> = w.to_f32().into_iter().map(f64::from).collect();
-        let dot = |x: &[f32], w: &[f64]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * w).sum();
+        let dot = |x: &[E], w: &[f64]| x.iter().zip(w).map(|(x, w)| f64::from(x.to_f32()) * w).sum();
         self.acts.hidden.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| dot(x, w))).collect()
     }
 
@@ -62,7 +72,7 @@ impl Runner {
     }
 
     /// Mean loss and its gradients, one buffer per parameter; the embedding's gradient is in `acts.dx`.
-    fn gradients(&mut self, batch: &Batch) -> (f64, Vec<Vec<f32>>) {
+    fn gradients(&mut self, batch: &Batch) -> (f64, Vec<Aligned<f32>>) {
         let mut grads = self.model.params.zeros_like(&self.cpu).unwrap();
         let n = batch.predictions() as f64;
         let loss = self.model.loss_and_gradients(&self.cpu, batch, (1.0 / n) as f32, &mut self.acts, &mut grads);

@@ -8,6 +8,7 @@
 //! differences.rs check.)
 
 use common::compute::cpu::Cpu;
+use common::compute::cpu::aligned::Aligned;
 use common::error::Result;
 use common::format::tensor::{Dtype, Tensor};
 use common::model::Config;
@@ -91,7 +92,7 @@ fn check(case: usize) {
 /// The case at the values of `params`, weights at the ends of the grid pushed out of it.
 struct OpenEnds<'a> {
     case: &'a Case,
-    params: &'a Params<Cpu>,
+    params: &'a Params<Cpu<f32>>,
 }
 
 impl OpenEnds<'_> {
@@ -129,12 +130,12 @@ impl Source for OpenEnds<'_> {
     }
 }
 
-pub fn trained(params: &Params<Cpu>, name: &str) -> Vec<f32> {
-    params.values[params.specs.iter().position(|s| s.name == name).unwrap()].clone()
+pub fn trained(params: &Params<Cpu<f32>>, name: &str) -> Vec<f32> {
+    params.values[params.specs.iter().position(|s| s.name == name).unwrap()].to_vec()
 }
 
 /// ‖Δg‖/‖g‖ of every parameter and of the embedding's output.
-fn gradient_errors(case: &Case, runner: &Runner, grads: &[Vec<f32>]) -> Vec<(f64, String)> {
+fn gradient_errors(case: &Case, runner: &Runner, grads: &[Aligned<f32>]) -> Vec<(f64, String)> {
     let specs = &runner.model.params.specs;
     assert_eq!(specs.len(), 3 * names::linears(&runner.model.config).len());
     let golden = |name: &str| case.tensor(&format!("grad.{name}"));
@@ -163,7 +164,7 @@ pub fn train(runner: &mut Runner, batch: &Batch, prepare: impl Fn(&mut Runner)) 
 }
 
 /// The part of the integers that are equal, and the largest relative difference of a scale.
-fn compare_final(case: &Case, params: &Params<Cpu>) -> (f64, f64) {
+fn compare_final(case: &Case, params: &Params<Cpu<f32>>) -> (f64, f64) {
     let (mut equal, mut all, mut scales) = (0, 0, 0f64);
     for linear in names::linears(case.model.config()) {
         let lowrank = OpenEnds { case, params }.lowrank(&linear);

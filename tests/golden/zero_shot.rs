@@ -45,7 +45,7 @@ fn check(model: &Path, golden: &Path, tasks: &Path) {
     let golden: Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
     let artefact = Artefact::open(model).unwrap();
     let tokenizer = Tokenizer::from_files(model, &artefact.support_files().unwrap()).unwrap();
-    let cpu = Cpu::new();
+    let cpu = Cpu::<f32>::new();
     let loaded = Model::load(&cpu, &artefact, PASS).unwrap();
     let mut reader = Reader::new(&cpu, &loaded, PASS).unwrap();
     let mut wrong = Vec::new();

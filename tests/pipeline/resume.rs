@@ -87,6 +87,29 @@ fn ends_within(child: &mut Child, life: Duration) -> bool {
     child.try_wait().unwrap().is_some()
 }
 
+/// A save, and a checkpoint, made in bf16 are gone on from to the bit, on any number of threads; on another compute path
+/// not to the bit, and it is said.
+#[test]
+fn stopped_in_bf16() {
+    let dir = Dir::with_stages();
+    let line = format!("qat-step wrapped --shards shards --steps 5 {RECIPE}");
+    dir.run(&format!("{line} --compute bf16 --threads 3 -o whole")).ok();
+    let trained = |name: &str| fs::read(dir.join(name).join("trained.safetensors")).unwrap();
+    for (begun, on) in [("bf16", "bf16"), ("bf16", "f32"), ("f32", "bf16")] {
+        let at = format!("{begun}-{on}");
+        dir.run(&format!("{line} --compute {begun} -o {at} --time-limit 0s")).fails(75);
+        dir.run(&format!("{line} --compute {begun} -o {at}-half --stop-at 2")).ok();
+        for (going_on, to) in [(line.as_str(), at.clone()), (&format!("qat-step {at}-half"), format!("{at}-end"))] {
+            let ran = dir.run(&format!("{going_on} --compute {on} --threads 1 -o {to}"));
+            let said =
+                ran.stderr.contains(&format!("saved on cpu-{begun}")) && ran.stderr.contains("not the same bytes");
+            assert_eq!(said, begun != on, "{}", ran.stderr);
+            ran.ok();
+            assert_eq!(trained(&to) == trained("whole"), begun == on, "{to}");
+        }
+    }
+}
+
 /// Killed between two of the last writes, as a copy of the unfinished directory in each such state shows.
 #[test]
 fn killed_between_the_last_writes() {
@@ -244,7 +267,7 @@ fn shards_that_moved_are_given_again() {
 #[test]
 fn accumulation_equals_a_larger_batch() {
     let dir = Dir::with_stages();
-    let line = "qat-step wrapped --shards shards --steps 8 --seq 32 --lr-ab 1e-3";
+    let line = "qat-step wrapped --shards shards --steps 8 --seq 32 --lr-ab 1e-3 --compute f32";
     dir.run(&format!("{line} --batch 4 -o whole")).ok();
     dir.run(&format!("{line} --batch 2 --accum 2 -o parts")).ok();
     let (a, b) = (losses(&dir.join("whole/metrics.jsonl")), losses(&dir.join("parts/metrics.jsonl")));

@@ -37,11 +37,13 @@ fn a_checkpoint_and_its_folded_integers() {
         dir.run(&format!("fold {at}/checkpoint -o {at}/folded")).ok();
         dir.run(&format!("fold {at}/wrapped -o {at}/folded0")).ok();
         let pairs = format!("{at}/checkpoint {at}/folded {at}/wrapped {at}/folded0");
-        let eval = format!("eval {pairs} --ppl text.txt --ctx 64 --reference model --json");
-        let all = figures(&dir.run(&eval).ok());
-        assert_eq!(all[0], all[1], "{at}: checkpoint and folded");
-        assert_eq!(all[2], all[3], "{at}: wrapped and folded");
-        assert_ne!(all[0]["ppl"], all[2]["ppl"], "{at}: training moved nothing");
+        for compute in ["f32", "bf16"] {
+            let eval = format!("eval {pairs} --ppl text.txt --ctx 64 --reference model --json --compute {compute}");
+            let all = figures(&dir.run(&eval).ok());
+            assert_eq!(all[0], all[1], "{at}, {compute}: checkpoint and folded");
+            assert_eq!(all[2], all[3], "{at}, {compute}: wrapped and folded");
+            assert_ne!(all[0]["ppl"], all[2]["ppl"], "{at}, {compute}: training moved nothing");
+        }
     }
 }
 
@@ -49,18 +51,27 @@ fn a_checkpoint_and_its_folded_integers() {
 #[test]
 fn any_number_of_threads() {
     let dir = Dir::with_stages();
+    for compute in ["f32", "bf16"] {
+        check_threads(&dir, compute);
+    }
+}
+
+fn check_threads(dir: &Dir, compute: &str) {
     let make = |threads: usize| {
-        let at = format!("threads-{threads}");
+        let at = format!("{compute}-{threads}");
+        let train = "qat-step AT/wrapped --shards AT/shards --steps 6 --stop-at 5 --batch 3 --seq 48 --lr-ab 0.1";
         for line in [
             "ptq-init model --scheme w3g8z -o AT/scales",
             "lr-wrap AT/scales --rank 4 -o AT/wrapped",
             "shard text.txt --tokenizer model -o AT/shards",
-            "qat-step AT/wrapped --shards AT/shards --steps 6 --stop-at 5 --batch 3 --seq 48 --lr-ab 0.1 -o AT/half",
+            &format!("{train} --compute {compute} -o AT/half"),
             "fold AT/half -o AT/folded",
         ] {
             dir.run(&format!("{} --threads {threads}", line.replace("AT", &at))).ok();
         }
-        let eval = format!("eval {at}/scales {at}/half --ppl text.txt --ctx 64 --json --threads {threads}");
+        let eval = format!(
+            "eval {at}/scales {at}/half --ppl text.txt --ctx 64 --json --compute {compute} --threads {threads}"
+        );
         (dir.contents(&at), figures(&dir.run(&eval).ok()))
     };
     let (files, report) = make(1);

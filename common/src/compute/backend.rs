@@ -1,5 +1,9 @@
 //! What a device does for the model: buffers, and one function per op. Model code calls these by name, in order.
 //!
+//! What goes into a matrix product, and what comes out to be used as it is, is an `Activation`, in the type that the
+//! device computes in. What is added up over the model (the residual stream and its gradient, the gradients of a normed
+//! input) and what is trained is a `Buffer`, in f32. Each op computes in f32 and rounds once, as it stores.
+//!
 //! Activations are row-major [rows, width]; rows are all tokens of a ragged batch, `segments` the row offsets of
 //! its sequences (first 0, last rows). `dx` of an activation is set (=) unless its op says accumulates (+=);
 //! gradients of parameters accumulate.
@@ -53,6 +57,24 @@ impl<B: Backend + ?Sized> Weight<'_, B> {
     }
 }
 
+/// Where a product goes.
+pub enum Output<'a, B: Backend + ?Sized> {
+    /// =, rounded to the type of activations.
+    Activation(&'a mut B::Activation),
+    /// = or +=, in f32.
+    Buffer { to: &'a mut B::Buffer, accumulate: bool },
+}
+
+impl<'a, B: Backend + ?Sized> Output<'a, B> {
+    pub fn set(to: &'a mut B::Buffer) -> Output<'a, B> {
+        Output::Buffer { to, accumulate: false }
+    }
+
+    pub fn add(to: &'a mut B::Buffer) -> Output<'a, B> {
+        Output::Buffer { to, accumulate: true }
+    }
+}
+
 /// Where a low-rank linear's gradients accumulate.
 pub struct LowRankGrads<'a, B: Backend + ?Sized> {
     pub scale: &'a mut B::Buffer,
@@ -83,7 +105,7 @@ pub struct TokenScore {
 
 /// Hidden states and the head that turns them into logits.
 pub struct Head<'a, B: Backend + ?Sized> {
-    pub hidden: &'a B::Buffer,
+    pub hidden: &'a B::Activation,
     pub weight: &'a Weight<'a, B>,
 }
 
@@ -101,12 +123,17 @@ pub struct AdamStep {
 }
 
 pub trait Backend: Sync {
-    /// f32 activations or parameters on the device.
+    /// f32 on the device: parameters, gradients, the residual stream.
     type Buffer: Send + Sync;
+    /// Operands and results of matrix products, in the type that the device computes in.
+    type Activation: Send + Sync;
     /// A frozen tensor in its stored form.
     type Frozen: Send + Sync;
     /// Cosines and sines of the rotary embedding.
     type Rope: Send + Sync;
+
+    /// Bytes of one element of an `Activation`.
+    const ACTIVATION_BYTES: usize;
 
     /// The compute path, recorded in checkpoints: bytes are reproducible on one path.
     fn path(&self) -> String;
@@ -122,12 +149,16 @@ pub trait Backend: Sync {
     ) -> Vec<(&'static str, String, u64)>;
 
     fn zeros(&self, len: usize) -> Result<Self::Buffer>;
+    fn activation(&self, len: usize) -> Result<Self::Activation>;
     fn upload(&self, values: &[f32]) -> Result<Self::Buffer>;
     fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
     fn freeze(&self, tensor: &Tensor) -> Result<Self::Frozen>;
     fn rope_table(&self, inverse_frequencies: &[f32], positions: usize) -> Result<Self::Rope>;
 
-    fn copy(&self, from: &Self::Buffer, to: &mut Self::Buffer, len: usize);
+    /// y = x in the type of activations: a kept block input, or a gradient as an operand.
+    fn round(&self, x: &Self::Buffer, y: &mut Self::Activation, len: usize);
+    /// y = x in f32.
+    fn widen(&self, x: &Self::Activation, y: &mut Self::Buffer, len: usize);
     fn fill_zero(&self, buffer: &mut Self::Buffer);
 
     /// x[row] = table[token]; table [v, d].
@@ -141,7 +172,7 @@ pub trait Backend: Sync {
         eps: f32,
         rows: usize,
         d: usize,
-        y: &mut Self::Buffer,
+        y: &mut Self::Activation,
     );
     /// `dx` accumulates (the residual stream).
     #[allow(clippy::too_many_arguments)]
@@ -156,27 +187,32 @@ pub trait Backend: Sync {
         dx: &mut Self::Buffer,
     );
 
-    /// y = x·Ŵᵀ, or y += x·Ŵᵀ. x [rows, k], y [rows, n].
-    fn linear_forward(&self, x: &Self::Buffer, rows: usize, w: &Weight<Self>, accumulate: bool, y: &mut Self::Buffer);
-    /// dx = dy·Ŵ (or +=), and the gradients of a low-rank weight from dŴ = dyᵀ·x.
-    #[allow(clippy::too_many_arguments)]
+    /// y = x·Ŵᵀ. x [rows, k], y [rows, n].
+    fn linear_forward(&self, x: &Self::Activation, rows: usize, w: &Weight<Self>, y: Output<Self>);
+    /// dx = dy·Ŵ, and the gradients of a low-rank weight from dŴ = dyᵀ·x.
     fn linear_backward(
         &self,
-        x: &Self::Buffer,
+        x: &Self::Activation,
         rows: usize,
         w: &Weight<Self>,
-        dy: &Self::Buffer,
-        accumulate: bool,
-        dx: &mut Self::Buffer,
+        dy: &Self::Activation,
+        dx: Output<Self>,
         grads: Option<LowRankGrads<Self>>,
     );
 
     /// Rotates the halves of each head in place; x [rows, heads·head_dim].
-    fn rope_forward(&self, table: &Self::Rope, x: &mut Self::Buffer, heads: usize, head_dim: usize, segments: &[usize]);
+    fn rope_forward(
+        &self,
+        table: &Self::Rope,
+        x: &mut Self::Activation,
+        heads: usize,
+        head_dim: usize,
+        segments: &[usize],
+    );
     fn rope_backward(
         &self,
         table: &Self::Rope,
-        dx: &mut Self::Buffer,
+        dx: &mut Self::Activation,
         heads: usize,
         head_dim: usize,
         segments: &[usize],
@@ -186,34 +222,40 @@ pub trait Backend: Sync {
     #[allow(clippy::too_many_arguments)]
     fn attention_forward(
         &self,
-        q: &Self::Buffer,
-        k: &Self::Buffer,
-        v: &Self::Buffer,
+        q: &Self::Activation,
+        k: &Self::Activation,
+        v: &Self::Activation,
         heads: Heads,
         segments: &[usize],
-        out: &mut Self::Buffer,
+        out: &mut Self::Activation,
         lse: &mut Self::Buffer,
     );
     #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &self,
-        q: &Self::Buffer,
-        k: &Self::Buffer,
-        v: &Self::Buffer,
-        out: &Self::Buffer,
+        q: &Self::Activation,
+        k: &Self::Activation,
+        v: &Self::Activation,
+        out: &Self::Activation,
         lse: &Self::Buffer,
         heads: Heads,
         segments: &[usize],
-        dout: &Self::Buffer,
-        dq: &mut Self::Buffer,
-        dk: &mut Self::Buffer,
-        dv: &mut Self::Buffer,
+        dout: &Self::Activation,
+        dq: &mut Self::Activation,
+        dk: &mut Self::Activation,
+        dv: &mut Self::Activation,
     );
 
     /// out = silu(gate)·up
-    fn swiglu_forward(&self, gate: &Self::Buffer, up: &Self::Buffer, len: usize, out: &mut Self::Buffer);
+    fn swiglu_forward(&self, gate: &Self::Activation, up: &Self::Activation, len: usize, out: &mut Self::Activation);
     /// In place: gate becomes dgate, up becomes dup.
-    fn swiglu_backward(&self, gate: &mut Self::Buffer, up: &mut Self::Buffer, len: usize, dout: &Self::Buffer);
+    fn swiglu_backward(
+        &self,
+        gate: &mut Self::Activation,
+        up: &mut Self::Activation,
+        len: usize,
+        dout: &Self::Activation,
+    );
 
     /// Cross entropy of x·Wᵀ in chunks of rows: `losses` of each row (0 without a target), and, if wanted,
     /// dhidden = grad_scale · d(Σ losses)/d(hidden).

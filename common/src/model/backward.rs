@@ -1,9 +1,9 @@
 //! The backward pass: the forward list, reversed. Each block is computed again from its input first.
 
 use super::forward::Batch;
-use super::ledger::Activations;
+use super::ledger::Pass;
 use super::weights::{Block, Model};
-use crate::compute::backend::{Backend, Head};
+use crate::compute::backend::{Backend, Head, Output};
 
 impl<B: Backend> Model<B> {
     /// One forward and backward pass. Returns the sum of the losses of all rows; `grads` (one buffer per parameter)
@@ -13,7 +13,7 @@ impl<B: Backend> Model<B> {
         b: &B,
         batch: &Batch,
         grad_scale: f32,
-        acts: &mut Activations<B::Buffer>,
+        acts: &mut Pass<B>,
         grads: &mut [B::Buffer],
     ) -> f64 {
         let (c, rows) = (&self.config, batch.rows());
@@ -24,7 +24,7 @@ impl<B: Backend> Model<B> {
         b.fill_zero(&mut acts.dx);
         b.rmsnorm_backward(&acts.x, &self.norm, c.norm_eps, rows, c.d, &acts.dhidden, &mut acts.dx);
         for (layer, block) in self.blocks.iter().enumerate().rev() {
-            b.copy(&acts.checkpoints[layer], &mut acts.x, rows * c.d);
+            b.widen(&acts.checkpoints[layer], &mut acts.x, rows * c.d);
             self.attention_forward(b, block, batch, acts);
             self.mlp_forward(b, block, rows, acts);
             self.mlp_backward(b, block, rows, acts, grads);
@@ -33,21 +33,29 @@ impl<B: Backend> Model<B> {
         losses.iter().map(|l| f64::from(*l)).sum()
     }
 
-    fn mlp_backward(
-        &self,
-        b: &B,
-        block: &Block<B>,
-        rows: usize,
-        a: &mut Activations<B::Buffer>,
-        grads: &mut [B::Buffer],
-    ) {
+    fn mlp_backward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Pass<B>, grads: &mut [B::Buffer]) {
         let (c, params) = (&self.config, &self.params.values);
         let [.., gate, up, down] = &block.linears;
-        b.linear_backward(&a.inner, rows, &down.weight(params), &a.dx, false, &mut a.dinner, down.grads(grads));
+        b.round(&a.dx, &mut a.dresidual, rows * c.d);
+        b.linear_backward(
+            &a.inner,
+            rows,
+            &down.weight(params),
+            &a.dresidual,
+            Output::Activation(&mut a.dinner),
+            down.grads(grads),
+        );
         // From here on `gate` and `up` hold their gradients.
         b.swiglu_backward(&mut a.gate, &mut a.up, rows * c.ffn, &a.dinner);
-        b.linear_backward(&a.hidden, rows, &up.weight(params), &a.up, false, &mut a.dhidden, up.grads(grads));
-        b.linear_backward(&a.hidden, rows, &gate.weight(params), &a.gate, true, &mut a.dhidden, gate.grads(grads));
+        b.linear_backward(&a.hidden, rows, &up.weight(params), &a.up, Output::set(&mut a.dhidden), up.grads(grads));
+        b.linear_backward(
+            &a.hidden,
+            rows,
+            &gate.weight(params),
+            &a.gate,
+            Output::add(&mut a.dhidden),
+            gate.grads(grads),
+        );
         b.rmsnorm_backward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &a.dhidden, &mut a.dx);
     }
 
@@ -57,13 +65,21 @@ impl<B: Backend> Model<B> {
         block: &Block<B>,
         batch: &Batch,
         layer: usize,
-        a: &mut Activations<B::Buffer>,
+        a: &mut Pass<B>,
         grads: &mut [B::Buffer],
     ) {
         let (c, rows, params) = (&self.config, batch.rows(), &self.params.values);
         let [q, k, v, o, ..] = &block.linears;
         let segments = &batch.segments;
-        b.linear_backward(&a.attended, rows, &o.weight(params), &a.dx, false, &mut a.dattended, o.grads(grads));
+        b.round(&a.dx, &mut a.dresidual, rows * c.d);
+        b.linear_backward(
+            &a.attended,
+            rows,
+            &o.weight(params),
+            &a.dresidual,
+            Output::Activation(&mut a.dattended),
+            o.grads(grads),
+        );
         b.attention_backward(
             &a.q,
             &a.k,
@@ -80,11 +96,11 @@ impl<B: Backend> Model<B> {
         b.rope_backward(&self.rope, &mut a.dk, c.kv_heads, c.head_dim, segments);
         b.rope_backward(&self.rope, &mut a.dq, c.heads, c.head_dim, segments);
         // The block's input and its norm, the input of q, k and v.
-        let x = &a.checkpoints[layer];
-        b.rmsnorm_forward(x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        b.linear_backward(&a.hidden, rows, &v.weight(params), &a.dv, false, &mut a.dhidden, v.grads(grads));
-        b.linear_backward(&a.hidden, rows, &k.weight(params), &a.dk, true, &mut a.dhidden, k.grads(grads));
-        b.linear_backward(&a.hidden, rows, &q.weight(params), &a.dq, true, &mut a.dhidden, q.grads(grads));
-        b.rmsnorm_backward(x, &block.attention_norm, c.norm_eps, rows, c.d, &a.dhidden, &mut a.dx);
+        b.widen(&a.checkpoints[layer], &mut a.x, rows * c.d);
+        b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
+        b.linear_backward(&a.hidden, rows, &v.weight(params), &a.dv, Output::set(&mut a.dhidden), v.grads(grads));
+        b.linear_backward(&a.hidden, rows, &k.weight(params), &a.dk, Output::add(&mut a.dhidden), k.grads(grads));
+        b.linear_backward(&a.hidden, rows, &q.weight(params), &a.dq, Output::add(&mut a.dhidden), q.grads(grads));
+        b.rmsnorm_backward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &a.dhidden, &mut a.dx);
     }
 }

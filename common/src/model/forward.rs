@@ -1,8 +1,8 @@
 //! The forward pass, as a list of ops.
 
-use super::ledger::Activations;
+use super::ledger::Pass;
 use super::weights::{Block, Model};
-use crate::compute::backend::{Backend, Heads, NO_TARGET};
+use crate::compute::backend::{Backend, Heads, NO_TARGET, Output};
 
 /// Tokens of one or more sequences, one after another.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,43 +44,43 @@ impl<B: Backend> Model<B> {
     }
 
     /// Leaves the normed output of the last block in `acts.hidden`, for the head.
-    pub fn forward(&self, b: &B, batch: &Batch, acts: &mut Activations<B::Buffer>) {
+    pub fn forward(&self, b: &B, batch: &Batch, acts: &mut Pass<B>) {
         let (rows, d) = (batch.rows(), self.config.d);
         b.embedding_forward(&self.embedding, &batch.tokens, d, &mut acts.x);
         for (layer, block) in self.blocks.iter().enumerate() {
             if let Some(kept) = acts.checkpoints.get_mut(layer) {
-                b.copy(&acts.x, kept, rows * d);
+                b.round(&acts.x, kept, rows * d);
             }
             self.attention_forward(b, block, batch, acts);
             self.mlp_forward(b, block, rows, acts);
             let down = block.linears[6].weight(&self.params.values);
-            b.linear_forward(&acts.inner, rows, &down, true, &mut acts.x);
+            b.linear_forward(&acts.inner, rows, &down, Output::add(&mut acts.x));
         }
         b.rmsnorm_forward(&acts.x, &self.norm, self.config.norm_eps, rows, d, &mut acts.hidden);
     }
 
     /// x += attention(norm(x))
-    pub(super) fn attention_forward(&self, b: &B, block: &Block<B>, batch: &Batch, a: &mut Activations<B::Buffer>) {
+    pub(super) fn attention_forward(&self, b: &B, block: &Block<B>, batch: &Batch, a: &mut Pass<B>) {
         let (c, rows, params) = (&self.config, batch.rows(), &self.params.values);
         let [q, k, v, o, ..] = &block.linears;
         b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        b.linear_forward(&a.hidden, rows, &q.weight(params), false, &mut a.q);
-        b.linear_forward(&a.hidden, rows, &k.weight(params), false, &mut a.k);
-        b.linear_forward(&a.hidden, rows, &v.weight(params), false, &mut a.v);
+        b.linear_forward(&a.hidden, rows, &q.weight(params), Output::Activation(&mut a.q));
+        b.linear_forward(&a.hidden, rows, &k.weight(params), Output::Activation(&mut a.k));
+        b.linear_forward(&a.hidden, rows, &v.weight(params), Output::Activation(&mut a.v));
         b.rope_forward(&self.rope, &mut a.q, c.heads, c.head_dim, &batch.segments);
         b.rope_forward(&self.rope, &mut a.k, c.kv_heads, c.head_dim, &batch.segments);
         b.attention_forward(&a.q, &a.k, &a.v, self.heads(), &batch.segments, &mut a.attended, &mut a.lse);
-        b.linear_forward(&a.attended, rows, &o.weight(params), true, &mut a.x);
+        b.linear_forward(&a.attended, rows, &o.weight(params), Output::add(&mut a.x));
     }
 
     /// inner = silu(gate)·up of norm(x); the down projection is left to the caller, since the backward pass does
     /// not need it again.
-    pub(super) fn mlp_forward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Activations<B::Buffer>) {
+    pub(super) fn mlp_forward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Pass<B>) {
         let (c, params) = (&self.config, &self.params.values);
         let [.., gate, up, _] = &block.linears;
         b.rmsnorm_forward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        b.linear_forward(&a.hidden, rows, &gate.weight(params), false, &mut a.gate);
-        b.linear_forward(&a.hidden, rows, &up.weight(params), false, &mut a.up);
+        b.linear_forward(&a.hidden, rows, &gate.weight(params), Output::Activation(&mut a.gate));
+        b.linear_forward(&a.hidden, rows, &up.weight(params), Output::Activation(&mut a.up));
         b.swiglu_forward(&a.gate, &a.up, rows * c.ffn, &mut a.inner);
     }
 }

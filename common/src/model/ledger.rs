@@ -5,36 +5,42 @@ use super::config::Config;
 use crate::compute::backend::Backend;
 use crate::error::Result;
 
-/// Activations and their gradients, generic over what stands for a buffer: its length, or the buffer.
-pub struct Activations<T> {
+/// Activations and their gradients, generic over what stands for a `Buffer` and for an `Activation` of the backend:
+/// its length, or itself.
+pub struct Activations<T, A> {
     /// The residual stream [rows, d].
     pub x: T,
     /// A normed input [rows, d].
-    pub hidden: T,
-    pub q: T,
-    pub k: T,
-    pub v: T,
-    pub attended: T,
+    pub hidden: A,
+    pub q: A,
+    pub k: A,
+    pub v: A,
+    pub attended: A,
     /// log-sum-exp of each row and head.
     pub lse: T,
-    pub gate: T,
-    pub up: T,
-    pub inner: T,
+    pub gate: A,
+    pub up: A,
+    pub inner: A,
     /// Training only (length 0 otherwise): the gradients.
     pub dx: T,
     pub dhidden: T,
-    pub dq: T,
-    pub dk: T,
-    pub dv: T,
-    pub dattended: T,
-    pub dinner: T,
+    /// `dx` as an operand of products.
+    pub dresidual: A,
+    pub dq: A,
+    pub dk: A,
+    pub dv: A,
+    pub dattended: A,
+    pub dinner: A,
     /// Training only: the input of each block, from which the block is computed again in the backward pass.
-    pub checkpoints: Vec<T>,
+    pub checkpoints: Vec<A>,
 }
 
-impl Activations<usize> {
+/// The buffers of a pass on a backend.
+pub type Pass<B> = Activations<<B as Backend>::Buffer, <B as Backend>::Activation>;
+
+impl Activations<usize, usize> {
     /// Elements of each buffer for `rows` tokens.
-    pub fn lengths(c: &Config, rows: usize, training: bool) -> Activations<usize> {
+    pub fn lengths(c: &Config, rows: usize, training: bool) -> Activations<usize, usize> {
         let (d, q, kv, f) = (rows * c.d, rows * c.q_width(), rows * c.kv_width(), rows * c.ffn);
         let grad = |len| if training { len } else { 0 };
         Activations {
@@ -50,6 +56,7 @@ impl Activations<usize> {
             inner: f,
             dx: grad(d),
             dhidden: grad(d),
+            dresidual: grad(d),
             dq: grad(q),
             dk: grad(kv),
             dv: grad(kv),
@@ -59,53 +66,56 @@ impl Activations<usize> {
         }
     }
 
-    pub fn allocate<B: Backend>(self, backend: &B) -> Result<Activations<B::Buffer>> {
-        let new = |len: usize| backend.zeros(len);
+    pub fn allocate<B: Backend>(self, backend: &B) -> Result<Pass<B>> {
+        let buffer = |len: usize| backend.zeros(len);
+        let activation = |len: usize| backend.activation(len);
         Ok(Activations {
-            x: new(self.x)?,
-            hidden: new(self.hidden)?,
-            q: new(self.q)?,
-            k: new(self.k)?,
-            v: new(self.v)?,
-            attended: new(self.attended)?,
-            lse: new(self.lse)?,
-            gate: new(self.gate)?,
-            up: new(self.up)?,
-            inner: new(self.inner)?,
-            dx: new(self.dx)?,
-            dhidden: new(self.dhidden)?,
-            dq: new(self.dq)?,
-            dk: new(self.dk)?,
-            dv: new(self.dv)?,
-            dattended: new(self.dattended)?,
-            dinner: new(self.dinner)?,
-            checkpoints: self.checkpoints.into_iter().map(new).collect::<Result<_>>()?,
+            x: buffer(self.x)?,
+            hidden: activation(self.hidden)?,
+            q: activation(self.q)?,
+            k: activation(self.k)?,
+            v: activation(self.v)?,
+            attended: activation(self.attended)?,
+            lse: buffer(self.lse)?,
+            gate: activation(self.gate)?,
+            up: activation(self.up)?,
+            inner: activation(self.inner)?,
+            dx: buffer(self.dx)?,
+            dhidden: buffer(self.dhidden)?,
+            dresidual: activation(self.dresidual)?,
+            dq: activation(self.dq)?,
+            dk: activation(self.dk)?,
+            dv: activation(self.dv)?,
+            dattended: activation(self.dattended)?,
+            dinner: activation(self.dinner)?,
+            checkpoints: self.checkpoints.into_iter().map(activation).collect::<Result<_>>()?,
         })
     }
 
-    /// Elements that are kept from the forward to the backward pass.
-    pub fn checkpointed(&self) -> usize {
-        self.checkpoints.iter().sum()
+    /// Bytes that are kept from the forward to the backward pass.
+    pub fn checkpoint_bytes<B: Backend>(&self) -> usize {
+        B::ACTIVATION_BYTES * self.checkpoints.iter().sum::<usize>()
     }
 
-    /// Elements of one block's activations and gradients.
-    pub fn block(&self) -> usize {
-        self.x
-            + self.hidden
-            + self.q
-            + self.k
-            + self.v
-            + self.attended
-            + self.lse
-            + self.gate
-            + self.up
-            + self.inner
-            + self.dx
-            + self.dhidden
-            + self.dq
-            + self.dk
-            + self.dv
-            + self.dattended
-            + self.dinner
+    /// Bytes of one block's activations and gradients.
+    pub fn block_bytes<B: Backend>(&self) -> usize {
+        let buffers = [self.x, self.lse, self.dx, self.dhidden];
+        let activations = [
+            self.hidden,
+            self.q,
+            self.k,
+            self.v,
+            self.attended,
+            self.gate,
+            self.up,
+            self.inner,
+            self.dresidual,
+            self.dq,
+            self.dk,
+            self.dv,
+            self.dattended,
+            self.dinner,
+        ];
+        size_of::<f32>() * buffers.iter().sum::<usize>() + B::ACTIVATION_BYTES * activations.iter().sum::<usize>()
     }
 }

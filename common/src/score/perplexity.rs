@@ -4,7 +4,7 @@
 use crate::compute::backend::{Backend, Head, NO_TARGET, TokenScore};
 use crate::error::{Error, Result};
 use crate::model::forward::Batch;
-use crate::model::ledger::Activations;
+use crate::model::ledger::{Activations, Pass};
 use crate::model::weights::Model;
 use crate::stage::report::Perplexity;
 
@@ -12,7 +12,7 @@ use crate::stage::report::Perplexity;
 pub struct Reader<'a, B: Backend> {
     pub backend: &'a B,
     pub model: &'a Model<B>,
-    pub acts: Activations<B::Buffer>,
+    pub acts: Pass<B>,
 }
 
 impl<'a, B: Backend> Reader<'a, B> {

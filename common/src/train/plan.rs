@@ -46,9 +46,13 @@ pub fn plan<B: Backend>(backend: &B, h: &Holding) -> Vec<Held> {
         Held {
             what: "checkpoints",
             detail: format!("inputs of {} blocks, {} × {} tokens", h.config.layers, h.recipe.batch, h.recipe.seq),
-            bytes: 4 * acts.checkpointed() as u64,
+            bytes: acts.checkpoint_bytes::<B>() as u64,
         },
-        Held { what: "activations", detail: "of one block, with gradients".into(), bytes: 4 * acts.block() as u64 },
+        Held {
+            what: "activations",
+            detail: "of one block, with gradients".into(),
+            bytes: acts.block_bytes::<B>() as u64,
+        },
     ];
     let shapes: Vec<(usize, usize)> = linears.iter().map(|l| (l.n, l.k)).collect();
     for (what, detail, bytes) in backend.scratch(&shapes, h.config.vocab, h.config.d, rows) {

@@ -11,7 +11,7 @@ use crate::data::order::Windows;
 use crate::error::{Error, Result};
 use crate::format::atomic::PartDir;
 use crate::model::forward::Batch;
-use crate::model::ledger::Activations;
+use crate::model::ledger::{Activations, Pass};
 use crate::model::weights::Model;
 use crate::stage::shards::Shards;
 
@@ -86,7 +86,7 @@ impl<B: Backend> Run<'_, B> {
         model: &Model<B>,
         t: u64,
         windows: &Windows,
-        acts: &mut Activations<B::Buffer>,
+        acts: &mut Pass<B>,
         grads: &mut [B::Buffer],
     ) -> Result<f64> {
         let r = self.recipe;

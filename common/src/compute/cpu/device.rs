@@ -1,29 +1,36 @@
-//! The CPU as a [`Backend`]: f32 buffers in memory, every op in f32.
+//! The CPU as a [`Backend`]: activations in f32 or bf16, all else in f32.
 
+use std::marker::PhantomData;
+
+use super::aligned::Aligned;
 use super::attention::{Attention, attention_forward};
 use super::attention_backward::{AttentionSaved, attention_backward};
+use super::boundary::{self, set_through_f32, widened};
+use super::element::Element;
 use super::rope::RopeTable;
 use super::workspace::{Workspace, panel_rows};
-use super::{adamw, elementwise, head, linear, rmsnorm, rope};
-use crate::compute::backend::{AdamStep, Backend, Head, Heads, LowRankGrads, TokenScore, Weight};
+use super::{adamw, elementwise, embedding, head, linear, rmsnorm, rope};
+use crate::compute::backend::{AdamStep, Backend, Head, Heads, LowRankGrads, Output, TokenScore, Weight};
 use crate::error::Result;
 use crate::format::tensor::Tensor;
 
+/// Computes with activations of type `E`.
 #[derive(Default)]
-pub struct Cpu {
+pub struct Cpu<E> {
     workspace: Workspace,
+    _of: PhantomData<E>,
 }
 
-impl Cpu {
-    pub fn new() -> Cpu {
-        Cpu::default()
+impl<E: Element> Cpu<E> {
+    pub fn new() -> Cpu<E> {
+        Cpu { workspace: Workspace::default(), _of: PhantomData }
     }
 }
 
-impl<'a> Head<'a, Cpu> {
-    fn logits(&self) -> head::Logits<'a> {
+impl<'a, E: Element> Head<'a, Cpu<E>> {
+    fn logits(&self, hidden: &'a [f32]) -> head::Logits<'a> {
         let Weight::Float { w, n, k } = self.weight else { panic!("the head stays floating point") };
-        head::Logits { hidden: self.hidden, weight: w, vocab: *n, d: *k }
+        head::Logits { hidden, weight: w, vocab: *n, d: *k, round: boundary::round_in_place::<E> }
     }
 }
 
@@ -31,13 +38,16 @@ fn shape(h: Heads, segments: &[usize]) -> Attention<'_> {
     Attention { segments, heads: h.heads, kv_heads: h.kv_heads, head_dim: h.head_dim, window: h.window }
 }
 
-impl Backend for Cpu {
-    type Buffer = Vec<f32>;
+impl<E: Element> Backend for Cpu<E> {
+    type Buffer = Aligned<f32>;
+    type Activation = Aligned<E>;
     type Frozen = Tensor;
     type Rope = RopeTable;
 
+    const ACTIVATION_BYTES: usize = size_of::<E>();
+
     fn path(&self) -> String {
-        format!("cpu-f32-{}", std::env::consts::ARCH)
+        format!("cpu-{}-{}", E::NAME, std::env::consts::ARCH)
     }
 
     fn scratch(
@@ -56,16 +66,20 @@ impl Backend for Cpu {
         ]
     }
 
-    fn zeros(&self, len: usize) -> Result<Vec<f32>> {
-        Ok(vec![0.0; len])
+    fn zeros(&self, len: usize) -> Result<Aligned<f32>> {
+        Aligned::zeros(len)
     }
 
-    fn upload(&self, values: &[f32]) -> Result<Vec<f32>> {
-        Ok(values.to_vec())
+    fn activation(&self, len: usize) -> Result<Aligned<E>> {
+        Aligned::zeros(len)
     }
 
-    fn download(&self, buffer: &Vec<f32>) -> Result<Vec<f32>> {
-        Ok(buffer.clone())
+    fn upload(&self, values: &[f32]) -> Result<Aligned<f32>> {
+        Aligned::of(values)
+    }
+
+    fn download(&self, buffer: &Aligned<f32>) -> Result<Vec<f32>> {
+        Ok(buffer.to_vec())
     }
 
     fn freeze(&self, tensor: &Tensor) -> Result<Tensor> {
@@ -76,146 +90,147 @@ impl Backend for Cpu {
         Ok(RopeTable::new(inverse_frequencies, positions))
     }
 
-    fn copy(&self, from: &Vec<f32>, to: &mut Vec<f32>, len: usize) {
-        to[..len].copy_from_slice(&from[..len]);
+    fn round(&self, x: &Aligned<f32>, y: &mut Aligned<E>, len: usize) {
+        elementwise::round(&x[..len], &mut y[..len]);
     }
 
-    fn fill_zero(&self, buffer: &mut Vec<f32>) {
-        buffer.fill(0.0);
+    fn widen(&self, x: &Aligned<E>, y: &mut Aligned<f32>, len: usize) {
+        elementwise::widen(&x[..len], &mut y[..len]);
     }
 
-    fn embedding_forward(&self, table: &Tensor, tokens: &[u32], d: usize, x: &mut Vec<f32>) {
-        for (token, x) in tokens.iter().zip(x.chunks_exact_mut(d)) {
-            let from = *token as usize * d;
-            table.read_f32(from..from + d, x);
-        }
+    fn fill_zero(&self, buffer: &mut Aligned<f32>) {
+        elementwise::fill_zero(buffer);
     }
 
-    fn rmsnorm_forward(&self, x: &Vec<f32>, w: &Vec<f32>, eps: f32, rows: usize, d: usize, y: &mut Vec<f32>) {
+    fn embedding_forward(&self, table: &Tensor, tokens: &[u32], d: usize, x: &mut Aligned<f32>) {
+        embedding::embedding_forward(table, tokens, d, &mut x[..tokens.len() * d]);
+    }
+
+    fn rmsnorm_forward(&self, x: &Aligned<f32>, w: &Aligned<f32>, eps: f32, rows: usize, d: usize, y: &mut Aligned<E>) {
         rmsnorm::rmsnorm_forward(&x[..rows * d], w, eps, &mut y[..rows * d]);
     }
 
     fn rmsnorm_backward(
         &self,
-        x: &Vec<f32>,
-        w: &Vec<f32>,
+        x: &Aligned<f32>,
+        w: &Aligned<f32>,
         eps: f32,
         rows: usize,
         d: usize,
-        dy: &Vec<f32>,
-        dx: &mut Vec<f32>,
+        dy: &Aligned<f32>,
+        dx: &mut Aligned<f32>,
     ) {
         rmsnorm::rmsnorm_backward(&x[..rows * d], w, eps, &dy[..rows * d], &mut dx[..rows * d]);
     }
 
-    fn linear_forward(&self, x: &Vec<f32>, rows: usize, w: &Weight<Cpu>, accumulate: bool, y: &mut Vec<f32>) {
-        linear::forward(&self.workspace, x, rows, w, accumulate, y);
+    fn linear_forward(&self, x: &Aligned<E>, rows: usize, w: &Weight<Self>, y: Output<Self>) {
+        linear::forward(&self.workspace, x, rows, w, y);
     }
 
     fn linear_backward(
         &self,
-        x: &Vec<f32>,
+        x: &Aligned<E>,
         rows: usize,
-        w: &Weight<Cpu>,
-        dy: &Vec<f32>,
-        accumulate: bool,
-        dx: &mut Vec<f32>,
-        grads: Option<LowRankGrads<Cpu>>,
+        w: &Weight<Self>,
+        dy: &Aligned<E>,
+        dx: Output<Self>,
+        grads: Option<LowRankGrads<Self>>,
     ) {
-        linear::backward(&self.workspace, x, rows, w, dy, accumulate, dx, grads);
+        linear::backward(&self.workspace, x, rows, w, dy, dx, grads);
     }
 
-    fn rope_forward(&self, table: &RopeTable, x: &mut Vec<f32>, heads: usize, head_dim: usize, segments: &[usize]) {
+    fn rope_forward(&self, table: &RopeTable, x: &mut Aligned<E>, heads: usize, head_dim: usize, segments: &[usize]) {
         let len = rows(segments) * heads * head_dim;
         rope::rope_forward(&mut x[..len], heads, head_dim, segments, table);
     }
 
-    fn rope_backward(&self, table: &RopeTable, dx: &mut Vec<f32>, heads: usize, head_dim: usize, segments: &[usize]) {
+    fn rope_backward(&self, table: &RopeTable, dx: &mut Aligned<E>, heads: usize, head_dim: usize, segments: &[usize]) {
         let len = rows(segments) * heads * head_dim;
         rope::rope_backward(&mut dx[..len], heads, head_dim, segments, table);
     }
 
     fn attention_forward(
         &self,
-        q: &Vec<f32>,
-        k: &Vec<f32>,
-        v: &Vec<f32>,
+        q: &Aligned<E>,
+        k: &Aligned<E>,
+        v: &Aligned<E>,
         heads: Heads,
         segments: &[usize],
-        out: &mut Vec<f32>,
-        lse: &mut Vec<f32>,
+        out: &mut Aligned<E>,
+        lse: &mut Aligned<f32>,
     ) {
         let (rows, wide, narrow) = (rows(segments), heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
-        attention_forward(
-            &shape(heads, segments),
-            &q[..rows * wide],
-            &k[..rows * narrow],
-            &v[..rows * narrow],
-            &mut out[..rows * wide],
-            &mut lse[..rows * heads.heads],
-        );
+        let (q, k, v) = (widened(&q[..rows * wide]), widened(&k[..rows * narrow]), widened(&v[..rows * narrow]));
+        set_through_f32(&mut out[..rows * wide], |out| {
+            attention_forward(&shape(heads, segments), &q, &k, &v, out, &mut lse[..rows * heads.heads]);
+        });
     }
 
     fn attention_backward(
         &self,
-        q: &Vec<f32>,
-        k: &Vec<f32>,
-        v: &Vec<f32>,
-        out: &Vec<f32>,
-        lse: &Vec<f32>,
+        q: &Aligned<E>,
+        k: &Aligned<E>,
+        v: &Aligned<E>,
+        out: &Aligned<E>,
+        lse: &Aligned<f32>,
         heads: Heads,
         segments: &[usize],
-        dout: &Vec<f32>,
-        dq: &mut Vec<f32>,
-        dk: &mut Vec<f32>,
-        dv: &mut Vec<f32>,
+        dout: &Aligned<E>,
+        dq: &mut Aligned<E>,
+        dk: &mut Aligned<E>,
+        dv: &mut Aligned<E>,
     ) {
         let (rows, wide, narrow) = (rows(segments), heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
-        let saved = AttentionSaved {
-            q: &q[..rows * wide],
-            k: &k[..rows * narrow],
-            v: &v[..rows * narrow],
-            out: &out[..rows * wide],
-            lse: &lse[..rows * heads.heads],
-        };
-        attention_backward(
-            &shape(heads, segments),
-            saved,
-            &dout[..rows * wide],
-            &mut dq[..rows * wide],
-            &mut dk[..rows * narrow],
-            &mut dv[..rows * narrow],
-        );
+        let (q, out, dout) = (widened(&q[..rows * wide]), widened(&out[..rows * wide]), widened(&dout[..rows * wide]));
+        let (k, v) = (widened(&k[..rows * narrow]), widened(&v[..rows * narrow]));
+        let saved = AttentionSaved { q: &q, k: &k, v: &v, out: &out, lse: &lse[..rows * heads.heads] };
+        let shape = shape(heads, segments);
+        set_through_f32(&mut dq[..rows * wide], |dq| {
+            set_through_f32(&mut dk[..rows * narrow], |dk| {
+                set_through_f32(&mut dv[..rows * narrow], |dv| attention_backward(&shape, saved, &dout, dq, dk, dv));
+            });
+        });
     }
 
-    fn swiglu_forward(&self, gate: &Vec<f32>, up: &Vec<f32>, len: usize, out: &mut Vec<f32>) {
+    fn swiglu_forward(&self, gate: &Aligned<E>, up: &Aligned<E>, len: usize, out: &mut Aligned<E>) {
         elementwise::swiglu_forward(&gate[..len], &up[..len], &mut out[..len]);
     }
 
-    fn swiglu_backward(&self, gate: &mut Vec<f32>, up: &mut Vec<f32>, len: usize, dout: &Vec<f32>) {
+    fn swiglu_backward(&self, gate: &mut Aligned<E>, up: &mut Aligned<E>, len: usize, dout: &Aligned<E>) {
         elementwise::swiglu_backward(&mut gate[..len], &mut up[..len], &dout[..len]);
     }
 
     fn head_loss(
         &self,
-        head: Head<Cpu>,
+        head: Head<Self>,
         targets: &[u32],
         grad_scale: f32,
-        dhidden: Option<&mut Vec<f32>>,
+        dhidden: Option<&mut Aligned<f32>>,
         losses: &mut [f32],
     ) {
-        head::loss(&self.workspace, head.logits(), targets, grad_scale, dhidden.map(|d| &mut d[..]), losses);
+        let hidden = widened(head.hidden);
+        let logits = head.logits(&hidden);
+        head::loss(&self.workspace, logits, targets, grad_scale, dhidden.map(|d| &mut d[..]), losses);
     }
 
-    fn head_scores(&self, head: Head<Cpu>, reference: Option<Head<Cpu>>, targets: &[u32], scores: &mut [TokenScore]) {
-        head::scores(&self.workspace, head.logits(), reference.map(|r| r.logits()), targets, scores);
+    fn head_scores(&self, head: Head<Self>, reference: Option<Head<Self>>, targets: &[u32], scores: &mut [TokenScore]) {
+        let (hidden, other) = (widened(head.hidden), reference.as_ref().map(|r| widened(r.hidden)));
+        let reference = reference.as_ref().zip(other.as_deref()).map(|(r, hidden)| r.logits(hidden));
+        head::scores(&self.workspace, head.logits(&hidden), reference, targets, scores);
     }
 
-    fn square_sum(&self, g: &Vec<f32>) -> f64 {
+    fn square_sum(&self, g: &Aligned<f32>) -> f64 {
         adamw::square_sum(g)
     }
 
-    fn adamw(&self, step: AdamStep, p: &mut Vec<f32>, g: &Vec<f32>, m: &mut Vec<f32>, v: &mut Vec<f32>) {
+    fn adamw(
+        &self,
+        step: AdamStep,
+        p: &mut Aligned<f32>,
+        g: &Aligned<f32>,
+        m: &mut Aligned<f32>,
+        v: &mut Aligned<f32>,
+    ) {
         adamw::adamw(step, p, g, m, v);
     }
 }

@@ -1,19 +1,20 @@
-//! The op that takes one element at a time: SwiGLU (Shazeer, 2020).
+//! The ops that take one element at a time: SwiGLU (Shazeer, 2020), and changes of type.
 
 use rayon::prelude::*;
 
 use super::PART;
+use super::element::Element;
 use super::simd::{exp, simd};
 
 /// out = silu(gate)∘up, silu(x) = x·σ(x)
-pub fn swiglu_forward(gate: &[f32], up: &[f32], out: &mut [f32]) {
+pub fn swiglu_forward<E: Element>(gate: &[E], up: &[E], out: &mut [E]) {
     assert!(gate.len() == up.len() && gate.len() == out.len(), "swiglu: shapes");
     out.par_chunks_mut(PART).zip(gate.par_chunks(PART)).zip(up.par_chunks(PART)).for_each(|((out, gate), up)| {
         simd(
             #[inline(always)]
             || {
                 for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gate * sigmoid(*gate) * up;
+                    *out = E::from_f32(swiglu(gate.to_f32(), up.to_f32()));
                 }
             },
         )
@@ -21,14 +22,15 @@ pub fn swiglu_forward(gate: &[f32], up: &[f32], out: &mut [f32]) {
 }
 
 /// In place: `gate` becomes dgate = dout∘up∘silu'(gate), `up` becomes dup = dout∘silu(gate).
-pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], dout: &[f32]) {
+pub fn swiglu_backward<E: Element>(gate: &mut [E], up: &mut [E], dout: &[E]) {
     assert!(gate.len() == up.len() && gate.len() == dout.len(), "swiglu: shapes");
     gate.par_chunks_mut(PART).zip(up.par_chunks_mut(PART)).zip(dout.par_chunks(PART)).for_each(|((gate, up), dout)| {
         simd(
             #[inline(always)]
             || {
                 for ((gate, up), dout) in gate.iter_mut().zip(up).zip(dout) {
-                    (*gate, *up) = swiglu_gradient(*gate, *up, *dout);
+                    let (dgate, dup) = swiglu_gradient(gate.to_f32(), up.to_f32(), dout.to_f32());
+                    (*gate, *up) = (E::from_f32(dgate), E::from_f32(dup));
                 }
             },
         )
@@ -36,8 +38,42 @@ pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], dout: &[f32]) {
 }
 
 #[inline(always)]
+fn swiglu(gate: f32, up: f32) -> f32 {
+    gate * sigmoid(gate) * up
+}
+
+#[inline(always)]
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
+}
+
+/// y = x, rounded to the type of activations
+pub fn round<E: Element>(x: &[f32], y: &mut [E]) {
+    each(x, y, E::from_f32);
+}
+
+/// y = x in f32
+pub fn widen<E: Element>(x: &[E], y: &mut [f32]) {
+    each(x, y, E::to_f32);
+}
+
+pub fn fill_zero(x: &mut [f32]) {
+    x.par_chunks_mut(PART).for_each(|x| x.fill(0.0));
+}
+
+#[inline(always)]
+fn each<A: Element, B: Element>(x: &[A], y: &mut [B], f: impl Fn(A) -> B + Sync) {
+    assert!(x.len() == y.len(), "conversion: shapes");
+    y.par_chunks_mut(PART).zip(x.par_chunks(PART)).for_each(|(y, x)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = f(*x);
+                }
+            },
+        )
+    });
 }
 
 /// silu'(x) = σ(x)·(1 + x·(1 - σ(x)))
@@ -51,7 +87,10 @@ fn swiglu_gradient(gate: f32, up: f32, dout: f32) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::cpu::testing::{assert_close, check_gradient, fixture, on_every_isa, on_thread_pools, random};
+    use crate::compute::cpu::testing::{
+        assert_close, check_gradient, fixture, in_both, narrow, on_every_isa, on_thread_pools, random,
+    };
+    use half::bf16;
 
     #[test]
     fn as_pytorch() {
@@ -79,6 +118,35 @@ mod tests {
         check_gradient(&up, &dup, 1e-5, |up| {
             (0..n).map(|i| silu(f64::from(gate[i])) * up[i] * f64::from(dout[i])).sum()
         });
+    }
+
+    #[test]
+    fn in_bf16_as_in_f32_rounded_once() {
+        let n = 3 * PART + 5;
+        let [gate, up, dout] = [1, 2, 3].map(|seed| in_both(&random(seed, n)));
+        let (mut out, mut exact) = (vec![bf16::NAN; n], vec![f32::NAN; n]);
+        swiglu_forward(&gate.0, &up.0, &mut out);
+        swiglu_forward(&gate.1, &up.1, &mut exact);
+        assert_eq!(out, narrow(&exact));
+        let (mut dgate, mut dup, mut exact_dgate, mut exact_dup) = (gate.0, up.0, gate.1, up.1);
+        swiglu_backward(&mut dgate, &mut dup, &dout.0);
+        swiglu_backward(&mut exact_dgate, &mut exact_dup, &dout.1);
+        assert_eq!((dgate, dup), (narrow(&exact_dgate), narrow(&exact_dup)));
+    }
+
+    #[test]
+    fn changes_of_type() {
+        let x = random(4, 2 * PART + 77);
+        let (rounded, wide) = in_both(&x);
+        let (mut y, mut back) = (vec![bf16::NAN; x.len()], vec![f32::NAN; x.len()]);
+        round(&x, &mut y);
+        widen(&y, &mut back);
+        assert_eq!((y, back), (rounded, wide));
+        let mut same = vec![f32::NAN; x.len()];
+        round(&x, &mut same);
+        assert_eq!(same, x);
+        fill_zero(&mut same);
+        assert!(same.iter().all(|x| *x == 0.0));
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Logits<'a> {
     pub weight: &'a Tensor,
     pub vocab: usize,
     pub d: usize,
+    /// Rounds weights to the type of activations.
+    pub round: fn(&mut [f32]),
 }
 
 impl Logits<'_> {
@@ -54,6 +56,7 @@ impl<'a> Panels<'a> {
             let panel = &mut self.buffer[..width * d];
             if !self.whole {
                 float_panel(logits.weight, d, first..first + width, panel);
+                (logits.round)(panel);
             }
             use_panel(first, width, panel);
         }
@@ -183,8 +186,8 @@ mod tests {
         let (weight, reference) =
             (Tensor::from_f32(&w, Dtype::F32, vec![V, D]), Tensor::from_f32(&w_other, Dtype::F32, vec![V, D]));
         let targets: Vec<u32> = (0..rows).map(|i| if i % 5 == 0 { NO_TARGET } else { (i % V) as u32 }).collect();
-        let own = Logits { hidden: &hidden, weight: &weight, vocab: V, d: D };
-        let theirs = Logits { hidden: &other, weight: &reference, vocab: V, d: D };
+        let own = Logits { hidden: &hidden, weight: &weight, vocab: V, d: D, round: |_| () };
+        let theirs = Logits { hidden: &other, weight: &reference, vocab: V, d: D, round: |_| () };
         let mut found = vec![TokenScore::default(); rows];
         scores(&Workspace::default(), own, Some(theirs), &targets, &mut found);
         for (row, (found, target)) in found.iter().zip(&targets).enumerate() {

@@ -4,16 +4,31 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::boundary::{round_in_place, widened, write_product};
+use super::element::Element;
 use super::gemm::parallel_gemm;
 use super::simd::simd;
 use super::workspace::{Workspace, panel_rows};
-use crate::compute::backend::{LowRank, LowRankGrads, Weight};
+use crate::compute::backend::{LowRank, LowRankGrads, Output, Weight};
 use crate::compute::cpu::Cpu;
 use crate::format::tensor::Tensor;
 use crate::quant::{Scheme, grid, pack};
 
 /// y [rows, n] = x [rows, k]·Ŵᵀ (+ y).
-pub fn forward(ws: &Workspace, x: &[f32], rows: usize, w: &Weight<Cpu>, accumulate: bool, y: &mut [f32]) {
+pub fn forward<E: Element>(ws: &Workspace, x: &[E], rows: usize, w: &Weight<Cpu<E>>, y: Output<Cpu<E>>) {
+    let (n, k) = w.shape();
+    let x = widened(&x[..rows * k]);
+    write_product(y, rows * n, |y, accumulate| forward_f32(ws, &x, rows, w, accumulate, y));
+}
+
+fn forward_f32<E: Element>(
+    ws: &Workspace,
+    x: &[f32],
+    rows: usize,
+    w: &Weight<Cpu<E>>,
+    accumulate: bool,
+    y: &mut [f32],
+) {
     let (n, k) = w.shape();
     let panel = panel_rows(n, k, 2);
     let mut ws = ws.take(panel * k);
@@ -22,21 +37,36 @@ pub fn forward(ws: &Workspace, x: &[f32], rows: usize, w: &Weight<Cpu>, accumula
         let width = range.len();
         let w_hat = &mut ws[..width * k];
         weight_panel(w, range, w_hat);
+        round_in_place::<E>(w_hat);
         parallel_gemm(rows, width, k, 1.0, x, (k, 1), w_hat, (1, k), accumulate, &mut y[from..], (n, 1));
     }
 }
 
 /// dx [rows, k] = dy [rows, n]·Ŵ (+ dx), and the gradients of a low-rank weight.
+pub fn backward<E: Element>(
+    ws: &Workspace,
+    x: &[E],
+    rows: usize,
+    w: &Weight<Cpu<E>>,
+    dy: &[E],
+    dx: Output<Cpu<E>>,
+    grads: Option<LowRankGrads<Cpu<E>>>,
+) {
+    let (n, k) = w.shape();
+    let (x, dy) = (widened(&x[..rows * k]), widened(&dy[..rows * n]));
+    write_product(dx, rows * k, |dx, accumulate| backward_f32(ws, &x, rows, w, &dy, accumulate, dx, grads));
+}
+
 #[allow(clippy::too_many_arguments)]
-pub fn backward(
+fn backward_f32<E: Element>(
     ws: &Workspace,
     x: &[f32],
     rows: usize,
-    w: &Weight<Cpu>,
+    w: &Weight<Cpu<E>>,
     dy: &[f32],
     accumulate: bool,
     dx: &mut [f32],
-    mut grads: Option<LowRankGrads<Cpu>>,
+    mut grads: Option<LowRankGrads<Cpu<E>>>,
 ) {
     let (n, k) = w.shape();
     let panel = panel_rows(n, k, 2);
@@ -61,6 +91,7 @@ pub fn backward(
             }
             other => weight_panel(other, range.clone(), w_hat),
         }
+        round_in_place::<E>(w_hat);
         let adds = accumulate || from > 0;
         parallel_gemm(rows, k, width, 1.0, &dy[from..], (n, 1), w_hat, (k, 1), adds, dx, (k, 1));
         if let (Some(grads), Weight::LowRank(w)) = (&mut grads, w) {
@@ -72,7 +103,13 @@ pub fn backward(
 }
 
 /// From dŴ of a panel of rows (which becomes dZ) to ds, dA and dB.
-fn panel_gradients(w: &LowRank<Cpu>, range: Range<usize>, z: &[f32], dw: &mut [f32], grads: &mut LowRankGrads<Cpu>) {
+fn panel_gradients<E: Element>(
+    w: &LowRank<Cpu<E>>,
+    range: Range<usize>,
+    z: &[f32],
+    dw: &mut [f32],
+    grads: &mut LowRankGrads<Cpu<E>>,
+) {
     let (k, r, groups) = (w.k, w.rank, w.scheme.groups(w.k));
     let (qmin, qmax) = (w.scheme.qmin(), w.scheme.qmax());
     let ds = &mut grads.scale[range.start * groups..range.end * groups];
@@ -92,7 +129,7 @@ fn panel_gradients(w: &LowRank<Cpu>, range: Range<usize>, z: &[f32], dw: &mut [f
     parallel_gemm(r, k, rows, w.factor, a, (1, r), dw, (k, 1), true, grads.b, (k, 1));
 }
 
-impl LowRank<'_, Cpu> {
+impl<E: Element> LowRank<'_, Cpu<E>> {
     /// Forward scales of a row.
     fn scale_row(&self, row: usize) -> Vec<f32> {
         let groups = self.scheme.groups(self.k);
@@ -107,7 +144,7 @@ impl LowRank<'_, Cpu> {
 }
 
 /// Z of rows `range`, in parallel by blocks of [`grid::ROWS`].
-fn real_panel(w: &LowRank<Cpu>, range: Range<usize>, z: &mut [f32]) {
+fn real_panel<E: Element>(w: &LowRank<Cpu<E>>, range: Range<usize>, z: &mut [f32]) {
     let (k, r) = (w.k, w.rank);
     let row_bytes = w.stored.row_bytes(w.scheme, k);
     let phi = w.phi.bytes();
@@ -141,7 +178,7 @@ fn grid_row(z: &mut [f32], scale: &[f32], zero: &[f32], scheme: Scheme) {
 }
 
 /// Ŵ of rows `range` in f32, whatever the stored form.
-fn weight_panel(w: &Weight<Cpu>, range: Range<usize>, out: &mut [f32]) {
+fn weight_panel<E: Element>(w: &Weight<Cpu<E>>, range: Range<usize>, out: &mut [f32]) {
     match w {
         Weight::Float { w, k, .. } => float_panel(w, *k, range, out),
         Weight::Codes { codes, scheme, scale, zero, k, .. } => {

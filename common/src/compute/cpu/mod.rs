@@ -1,4 +1,4 @@
-//! The layers on f32 slices of the CPU.
+//! The layers on slices of the CPU: activations in f32 or bf16, all else in f32.
 //!
 //! Activations are row-major [rows, width]; the rows are the tokens of a ragged batch, whose sequences begin at
 //! the row offsets `segments` (n_seq + 1 of them, from 0 to rows), and the position of a token is its row less
@@ -8,6 +8,7 @@
 //! instruction set, so its bits depend on neither (the matrix products of attention: not on the threads).
 
 pub mod device;
+pub mod boundary;
 pub mod linear;
 pub mod head;
 pub mod adamw;
@@ -15,6 +16,7 @@ pub mod workspace;
 pub mod attention;
 pub mod attention_backward;
 pub mod elementwise;
+pub mod embedding;
 pub mod gemm;
 pub mod product;
 pub mod loss;
@@ -22,6 +24,8 @@ pub mod reduce;
 pub mod rmsnorm;
 pub mod rope;
 pub mod simd;
+pub mod element;
+pub mod aligned;
 
 pub use device::Cpu;
 

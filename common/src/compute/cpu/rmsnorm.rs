@@ -3,12 +3,13 @@
 
 use rayon::prelude::*;
 
+use super::element::Element;
 use super::reduce::{dot, dot3};
 use super::rows_per_part;
 use super::simd::simd;
 
 /// y [rows, d] = w ∘ (x·r), d = w.len()
-pub fn rmsnorm_forward(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+pub fn rmsnorm_forward<E: Element>(x: &[f32], w: &[f32], eps: f32, y: &mut [E]) {
     let d = w.len();
     assert!(x.len() == y.len() && x.len().is_multiple_of(d), "rmsnorm: shapes");
     let part = rows_per_part(d) * d;
@@ -42,10 +43,10 @@ pub fn rmsnorm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f3
 }
 
 #[inline(always)]
-fn forward_row(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+fn forward_row<E: Element>(x: &[f32], w: &[f32], eps: f32, y: &mut [E]) {
     let r = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-        *y = w * (x * r);
+        *y = E::from_f32(w * (x * r));
     }
 }
 
@@ -63,7 +64,10 @@ fn backward_row(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::cpu::testing::{assert_close, check_gradient, fixture, on_every_isa, on_thread_pools, random};
+    use crate::compute::cpu::testing::{
+        assert_close, check_gradient, fixture, narrow, on_every_isa, on_thread_pools, random,
+    };
+    use half::bf16;
 
     #[test]
     fn as_pytorch() {
@@ -94,6 +98,16 @@ mod tests {
             }
             total
         });
+    }
+
+    #[test]
+    fn in_bf16_as_in_f32_rounded_once() {
+        let d = 300;
+        let (x, w) = (random(1, 101 * d), random(2, d));
+        let (mut y, mut exact) = (vec![bf16::NAN; x.len()], vec![f32::NAN; x.len()]);
+        rmsnorm_forward(&x, &w, 1e-5, &mut y);
+        rmsnorm_forward(&x, &w, 1e-5, &mut exact);
+        assert_eq!(y, narrow(&exact));
     }
 
     #[test]

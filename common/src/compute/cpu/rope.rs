@@ -3,6 +3,7 @@
 
 use rayon::prelude::*;
 
+use super::element::Element;
 use super::simd::simd;
 use super::{check_segments, rows_per_part};
 
@@ -27,16 +28,23 @@ impl RopeTable {
 }
 
 /// x [rows, heads * head_dim] turned in place
-pub fn rope_forward(x: &mut [f32], heads: usize, head_dim: usize, segments: &[usize], table: &RopeTable) {
+pub fn rope_forward<E: Element>(x: &mut [E], heads: usize, head_dim: usize, segments: &[usize], table: &RopeTable) {
     rotate_all(x, heads, head_dim, segments, table, 1.0);
 }
 
 /// dx turned back in place: the transpose of a rotation is its inverse.
-pub fn rope_backward(dx: &mut [f32], heads: usize, head_dim: usize, segments: &[usize], table: &RopeTable) {
+pub fn rope_backward<E: Element>(dx: &mut [E], heads: usize, head_dim: usize, segments: &[usize], table: &RopeTable) {
     rotate_all(dx, heads, head_dim, segments, table, -1.0);
 }
 
-fn rotate_all(x: &mut [f32], heads: usize, head_dim: usize, segments: &[usize], table: &RopeTable, direction: f32) {
+fn rotate_all<E: Element>(
+    x: &mut [E],
+    heads: usize,
+    head_dim: usize,
+    segments: &[usize],
+    table: &RopeTable,
+    direction: f32,
+) {
     let width = heads * head_dim;
     let half = table.half;
     assert!(head_dim == 2 * half, "rope: a table for head_dim {}, used with {head_dim}", 2 * half);
@@ -66,19 +74,20 @@ fn rotate_all(x: &mut [f32], heads: usize, head_dim: usize, segments: &[usize], 
 }
 
 #[inline(always)]
-fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+fn rotate<E: Element>(head: &mut [E], cos: &[f32], sin: &[f32], direction: f32) {
     let (first, second) = head.split_at_mut(cos.len());
     for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
         let sin = direction * sin;
         // Rounded product by product, as PyTorch rounds x·cos + rotate_half(x)·sin.
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        let (x, y) = (a.to_f32(), b.to_f32());
+        (*a, *b) = (E::from_f32(x * cos - y * sin), E::from_f32(y * cos + x * sin));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::cpu::testing::{assert_close, fixture, on_every_isa, on_thread_pools, random};
+    use crate::compute::cpu::testing::{assert_close, fixture, in_both, narrow, on_every_isa, on_thread_pools, random};
 
     fn inv_freq(head_dim: usize) -> Vec<f32> {
         (0..head_dim / 2).map(|i| 10000f32.powf(-2.0 * i as f32 / head_dim as f32)).collect()
@@ -117,6 +126,15 @@ mod tests {
         assert!((inner(&y, &dy) - inner(&x, &dx)).abs() < 1e-4);
         rope_backward(&mut y, heads, head_dim, &segments, &table);
         assert_close(&y, &x, 5e-7);
+    }
+
+    #[test]
+    fn in_bf16_as_in_f32_rounded_once() {
+        let table = RopeTable::new(&inv_freq(64), 300);
+        let (mut x, mut exact) = in_both(&random(1, 500 * 192));
+        rope_forward(&mut x, 3, 64, &[0, 300, 500], &table);
+        rope_forward(&mut exact, 3, 64, &[0, 300, 500], &table);
+        assert_eq!(x, narrow(&exact));
     }
 
     #[test]

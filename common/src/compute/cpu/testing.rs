@@ -1,5 +1,7 @@
 //! What the tests of the kernels share: seeded values, PyTorch's values, comparisons.
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::ThreadPoolBuilder;
@@ -8,6 +10,20 @@ use rayon::ThreadPoolBuilder;
 pub fn random(seed: u64, n: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..n).map(|_| (rng.next_u32() >> 8) as f32 / (1 << 22) as f32 - 2.0).collect()
+}
+
+/// The values in bf16, as `half` rounds them.
+pub fn narrow(x: &[f32]) -> Vec<bf16> {
+    let mut narrow = vec![bf16::ZERO; x.len()];
+    narrow.convert_from_f32_slice(x);
+    narrow
+}
+
+/// The values that bf16 holds, in both types.
+pub fn in_both(x: &[f32]) -> (Vec<bf16>, Vec<f32>) {
+    let narrow = narrow(x);
+    let wide = narrow.to_f32_vec();
+    (narrow, wide)
 }
 
 /// A tensor of tests/data/ops.safetensors, which tests/data/make_ops.py computes with PyTorch.
