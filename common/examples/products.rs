@@ -4,9 +4,8 @@
 
 use std::time::Instant;
 
-use common::compute::cpu::product::{
-    Amx, Element, Fma, Kernel, Left, Lines, Scratch, Split, ToActivation, amx, product,
-};
+use common::compute::cpu::element::Element;
+use common::compute::cpu::product::{Amx, Fma, Kernel, Left, Lines, Scratch, Split, ToActivation, amx, product};
 use half::bf16;
 
 fn main() {

@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use half::bf16;
 
 use crate::compute::cpu::Cpu;
+use crate::compute::cpu::product::amx;
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,15 +44,10 @@ impl DeviceFlags {
             return Err(Error::usage("--device cuda: this version has no CUDA backend", "use --device cpu"));
         }
         let bf16 = match self.compute {
-            Compute::Auto => has_amx(),
+            Compute::Auto => amx::available(),
             Compute::Bf16 => true,
             Compute::F32 => false,
         };
         Ok(if bf16 { Opened::CpuBf16(Cpu::new()) } else { Opened::CpuF32(Cpu::new()) })
     }
-}
-
-/// The processor multiplies matrices in bf16 faster than in f32.
-fn has_amx() -> bool {
-    false
 }

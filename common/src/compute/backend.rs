@@ -138,11 +138,12 @@ pub trait Backend: Sync {
     /// The compute path, recorded in checkpoints: bytes are reproducible on one path.
     fn path(&self) -> String;
 
-    /// What the device holds besides the ledger's buffers, for linears of these shapes (n, k), a head of
+    /// What the device holds besides the ledger's buffers, for linears of these shapes (n, k) with adapters of `rank`, a head of
     /// [vocab, d] and passes over `rows` tokens: name, detail, bytes.
     fn scratch(
         &self,
         linears: &[(usize, usize)],
+        rank: usize,
         vocab: usize,
         d: usize,
         rows: usize,

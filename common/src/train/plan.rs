@@ -55,7 +55,7 @@ pub fn plan<B: Backend>(backend: &B, h: &Holding) -> Vec<Held> {
         },
     ];
     let shapes: Vec<(usize, usize)> = linears.iter().map(|l| (l.n, l.k)).collect();
-    for (what, detail, bytes) in backend.scratch(&shapes, h.config.vocab, h.config.d, rows) {
+    for (what, detail, bytes) in backend.scratch(&shapes, h.rank, h.config.vocab, h.config.d, rows) {
         held.push(Held { what, detail, bytes });
     }
     held

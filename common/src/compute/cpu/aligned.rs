@@ -9,8 +9,8 @@ use memmap2::MmapMut;
 
 use crate::error::{Error, Result};
 
-/// From here on huge pages are asked for: there are at least a few of 2 MiB in it.
-const LARGE: usize = 8 << 20;
+/// From here on huge pages are asked for: there is at least a whole one of 2 MiB in it.
+const LARGE: usize = 4 << 20;
 
 pub struct Aligned<T> {
     /// Exactly the elements; empty for none.

@@ -5,10 +5,11 @@ use std::marker::PhantomData;
 use super::aligned::Aligned;
 use super::attention::{Attention, attention_forward};
 use super::attention_backward::{AttentionSaved, attention_backward};
-use super::boundary::{self, set_through_f32, widened};
+use super::boundary::{set_through_f32, widened};
 use super::element::Element;
+use super::linear::Workspace;
+use super::product::kernel_name;
 use super::rope::RopeTable;
-use super::workspace::{Workspace, panel_rows};
 use super::{adamw, elementwise, embedding, head, linear, rmsnorm, rope};
 use crate::compute::backend::{AdamStep, Backend, Head, Heads, LowRankGrads, Output, TokenScore, Weight};
 use crate::error::Result;
@@ -28,9 +29,9 @@ impl<E: Element> Cpu<E> {
 }
 
 impl<'a, E: Element> Head<'a, Cpu<E>> {
-    fn logits(&self, hidden: &'a [f32]) -> head::Logits<'a> {
+    fn logits(&self) -> head::Logits<'a, E> {
         let Weight::Float { w, n, k } = self.weight else { panic!("the head stays floating point") };
-        head::Logits { hidden, weight: w, vocab: *n, d: *k, round: boundary::round_in_place::<E> }
+        head::Logits { hidden: self.hidden, weight: w, vocab: *n, d: *k }
     }
 }
 
@@ -47,21 +48,22 @@ impl<E: Element> Backend for Cpu<E> {
     const ACTIVATION_BYTES: usize = size_of::<E>();
 
     fn path(&self) -> String {
-        format!("cpu-{}-{}", E::NAME, std::env::consts::ARCH)
+        format!("cpu-{}-{}", E::NAME, kernel_name::<E>())
     }
 
     fn scratch(
         &self,
         linears: &[(usize, usize)],
+        rank: usize,
         vocab: usize,
         d: usize,
         rows: usize,
     ) -> Vec<(&'static str, String, u64)> {
-        let of_linears = linears.iter().map(|(n, k)| 2 * panel_rows(*n, *k, 2) * k).max().unwrap_or(0);
-        let workspace = of_linears.max(panel_rows(vocab, d, 1) * d);
         let chunk = head::chunk_rows(vocab).min(rows);
+        let (operands, threads) = linear::scratch::<E>(linears, rank, vocab, d, rows, chunk);
         vec![
-            ("workspace", "float weights and their gradients, by panels".into(), 4 * workspace as u64),
+            ("workspace", "packed operands of a product, partial sums of dB".into(), operands as u64),
+            ("threads", "panels of weights and tiles".into(), threads as u64),
             ("logits", format!("of {chunk} rows"), (4 * chunk * vocab) as u64),
         ]
     }
@@ -208,15 +210,11 @@ impl<E: Element> Backend for Cpu<E> {
         dhidden: Option<&mut Aligned<f32>>,
         losses: &mut [f32],
     ) {
-        let hidden = widened(head.hidden);
-        let logits = head.logits(&hidden);
-        head::loss(&self.workspace, logits, targets, grad_scale, dhidden.map(|d| &mut d[..]), losses);
+        head::loss(&self.workspace, head.logits(), targets, grad_scale, dhidden.map(|d| &mut d[..]), losses);
     }
 
     fn head_scores(&self, head: Head<Self>, reference: Option<Head<Self>>, targets: &[u32], scores: &mut [TokenScore]) {
-        let (hidden, other) = (widened(head.hidden), reference.as_ref().map(|r| widened(r.hidden)));
-        let reference = reference.as_ref().zip(other.as_deref()).map(|(r, hidden)| r.logits(hidden));
-        head::scores(&self.workspace, head.logits(&hidden), reference, targets, scores);
+        head::scores(&self.workspace, head.logits(), reference.map(|r| r.logits()), targets, scores);
     }
 
     fn square_sum(&self, g: &Aligned<f32>) -> f64 {

@@ -3,7 +3,9 @@
 use bytemuck::Pod;
 use half::bf16;
 
-pub trait Element: Pod + Send + Sync {
+use super::product::Tiled;
+
+pub trait Element: Pod + Send + Sync + Tiled {
     /// As `--compute` and the compute path say it.
     const NAME: &'static str;
 
@@ -13,6 +15,8 @@ pub trait Element: Pod + Send + Sync {
     /// The slice itself, if it is f32.
     fn as_f32(x: &[Self]) -> Option<&[f32]>;
     fn as_f32_mut(x: &mut [Self]) -> Option<&mut [f32]>;
+    /// The slice itself, if it is bf16.
+    fn as_bf16_mut(x: &mut [Self]) -> Option<&mut [bf16]>;
 }
 
 impl Element for f32 {
@@ -34,6 +38,10 @@ impl Element for f32 {
 
     fn as_f32_mut(x: &mut [f32]) -> Option<&mut [f32]> {
         Some(x)
+    }
+
+    fn as_bf16_mut(_: &mut [f32]) -> Option<&mut [bf16]> {
+        None
     }
 }
 
@@ -62,6 +70,10 @@ impl Element for bf16 {
 
     fn as_f32_mut(_: &mut [bf16]) -> Option<&mut [f32]> {
         None
+    }
+
+    fn as_bf16_mut(x: &mut [bf16]) -> Option<&mut [bf16]> {
+        Some(x)
     }
 }
 

@@ -1,9 +1,10 @@
 //! The head: logits and loss in chunks of rows, never whole.
 
-use super::gemm::parallel_gemm;
-use super::linear::float_panel;
+use super::element::Element;
+use super::linear::Workspace;
 use super::loss;
-use super::workspace::{Workspace, panel_rows};
+use super::made::FloatRows;
+use super::product::{Lines, Made};
 use crate::compute::backend::{NO_TARGET, TokenScore};
 use crate::format::tensor::Tensor;
 
@@ -17,88 +18,59 @@ pub fn chunk_rows(vocab: usize) -> usize {
 
 /// Hidden states [rows, d] and the head's weight [v, d].
 #[derive(Clone, Copy)]
-pub struct Logits<'a> {
-    pub hidden: &'a [f32],
+pub struct Logits<'a, E> {
+    pub hidden: &'a [E],
     pub weight: &'a Tensor,
     pub vocab: usize,
     pub d: usize,
-    /// Rounds weights to the type of activations.
-    pub round: fn(&mut [f32]),
 }
 
-impl Logits<'_> {
+impl<E: Element> Logits<'_, E> {
     /// Logits of rows from..from+rows.
-    fn chunk(&self, ws: &mut Panels, from: usize, rows: usize, out: &mut [f32]) {
-        let (v, d) = (self.vocab, self.d);
-        let hidden = &self.hidden[from * d..(from + rows) * d];
-        ws.each(self, |first, width, w| {
-            parallel_gemm(rows, width, d, 1.0, hidden, (d, 1), w, (1, d), false, &mut out[first..], (v, 1));
-        });
-    }
-}
-
-/// Panels of the head's weight in f32; converted once if the whole fits.
-struct Panels<'a> {
-    buffer: &'a mut [f32],
-    rows: usize,
-    whole: bool,
-}
-
-impl<'a> Panels<'a> {
-    fn new(buffer: &'a mut [f32], vocab: usize, d: usize) -> Panels<'a> {
-        Panels { rows: panel_rows(vocab, d, 1), buffer, whole: false }
+    fn chunk(&self, ws: &Workspace, from: usize, rows: usize, out: &mut [f32]) {
+        let hidden = Lines::rows(&self.hidden[from * self.d..(from + rows) * self.d], rows, self.d);
+        let w = FloatRows::<E>::new(self.weight, self.vocab, self.d);
+        ws.multiply_f32::<E, _, _>(&hidden, &Made::Transposed(&w), out, false);
     }
 
-    fn each(&mut self, logits: &Logits, mut use_panel: impl FnMut(usize, usize, &[f32])) {
-        let (v, d) = (logits.vocab, logits.d);
-        for first in (0..v).step_by(self.rows) {
-            let width = self.rows.min(v - first);
-            let panel = &mut self.buffer[..width * d];
-            if !self.whole {
-                float_panel(logits.weight, d, first..first + width, panel);
-                (logits.round)(panel);
-            }
-            use_panel(first, width, panel);
-        }
-        self.whole = self.rows == v;
+    /// dhidden of the same rows.
+    fn backward(&self, ws: &Workspace, dlogits: &[f32], rows: usize, dhidden: &mut [f32]) {
+        let w = FloatRows::<E>::new(self.weight, self.vocab, self.d);
+        ws.multiply_f32::<E, _, _>(&Lines::rows(dlogits, rows, self.vocab), &Made::AsIs(&w), dhidden, false);
     }
-}
-
-fn panel_len(l: &Logits) -> usize {
-    panel_rows(l.vocab, l.d, 1) * l.d
 }
 
 /// Losses of the rows, and dhidden = grad_scale·d(Σ losses)/d(hidden) if wanted.
-pub fn loss(
+pub fn loss<E: Element>(
     ws: &Workspace,
-    l: Logits,
+    l: Logits<E>,
     targets: &[u32],
     grad_scale: f32,
     mut dhidden: Option<&mut [f32]>,
     losses: &mut [f32],
 ) {
     let (v, d) = (l.vocab, l.d);
-    let mut ws = ws.take(panel_len(&l));
-    let mut panels = Panels::new(&mut ws, v, d);
     let step = chunk_rows(v).min(targets.len());
     let mut logits = vec![0.0; step * v];
     for from in (0..targets.len()).step_by(step) {
         let rows = step.min(targets.len() - from);
         let logits = &mut logits[..rows * v];
-        l.chunk(&mut panels, from, rows, logits);
+        l.chunk(ws, from, rows, logits);
         loss::cross_entropy(logits, &targets[from..from + rows], &mut losses[from..from + rows], grad_scale);
         if let Some(dhidden) = dhidden.as_deref_mut() {
-            let dh = &mut dhidden[from * d..(from + rows) * d];
-            panels.each(&l, |first, width, w| {
-                let dl = &logits[first..];
-                parallel_gemm(rows, d, width, 1.0, dl, (v, 1), w, (d, 1), first > 0, dh, (d, 1));
-            });
+            l.backward(ws, logits, rows, &mut dhidden[from * d..(from + rows) * d]);
         }
     }
 }
 
 /// What evaluation wants of each row that has a target; with a reference, its divergence too.
-pub fn scores(ws: &Workspace, l: Logits, reference: Option<Logits>, targets: &[u32], out: &mut [TokenScore]) {
+pub fn scores<E: Element>(
+    ws: &Workspace,
+    l: Logits<E>,
+    reference: Option<Logits<E>>,
+    targets: &[u32],
+    out: &mut [TokenScore],
+) {
     let rows: Vec<usize> = (0..targets.len()).filter(|row| targets[*row] != NO_TARGET).collect();
     let wanted: Vec<u32> = rows.iter().map(|row| targets[*row]).collect();
     let hidden = gather(l.hidden, l.d, &rows);
@@ -113,28 +85,31 @@ pub fn scores(ws: &Workspace, l: Logits, reference: Option<Logits>, targets: &[u
 }
 
 /// The given rows of [_, d], one after another.
-fn gather(hidden: &[f32], d: usize, rows: &[usize]) -> Vec<f32> {
+fn gather<E: Element>(hidden: &[E], d: usize, rows: &[usize]) -> Vec<E> {
     rows.iter().flat_map(|row| &hidden[row * d..(row + 1) * d]).copied().collect()
 }
 
-fn scores_of_all(ws: &Workspace, l: Logits, reference: Option<Logits>, targets: &[u32], out: &mut [TokenScore]) {
+fn scores_of_all<E: Element>(
+    ws: &Workspace,
+    l: Logits<E>,
+    reference: Option<Logits<E>>,
+    targets: &[u32],
+    out: &mut [TokenScore],
+) {
     if targets.is_empty() {
         return;
     }
     let v = l.vocab;
-    let need = panel_len(&l).max(reference.as_ref().map_or(0, panel_len));
-    let mut ws = ws.take(need);
     let step = chunk_rows(v).min(targets.len());
     let mut logits = vec![0.0; step * v];
     let mut other = vec![0.0; if reference.is_some() { step * v } else { 0 }];
     let mut own = vec![loss::RowScore::default(); step];
     let mut kl = vec![0.0; step];
-    let mut panels = Panels::new(&mut ws, v, l.d);
     for from in (0..targets.len()).step_by(step) {
         let rows = step.min(targets.len() - from);
         let (targets, out) = (&targets[from..from + rows], &mut out[from..from + rows]);
         let (logits, own, kl) = (&mut logits[..rows * v], &mut own[..rows], &mut kl[..rows]);
-        l.chunk(&mut panels, from, rows, logits);
+        l.chunk(ws, from, rows, logits);
         loss::log_probs(logits, targets, own);
         for (out, own) in out.iter_mut().zip(&*own) {
             out.log_prob = own.log_prob;
@@ -142,10 +117,7 @@ fn scores_of_all(ws: &Workspace, l: Logits, reference: Option<Logits>, targets: 
         }
         if let Some(reference) = &reference {
             let other = &mut other[..rows * v];
-            // Two models take turns in the workspace, so neither stays converted in it.
-            let mut turns = Panels::new(panels.buffer, v, reference.d);
-            reference.chunk(&mut turns, from, rows, other);
-            panels.whole = false;
+            reference.chunk(ws, from, rows, other);
             loss::kl(other, logits, kl);
             loss::log_probs(other, targets, own);
             for ((out, kl), top) in out.iter_mut().zip(&*kl).zip(&*own) {
@@ -186,8 +158,8 @@ mod tests {
         let (weight, reference) =
             (Tensor::from_f32(&w, Dtype::F32, vec![V, D]), Tensor::from_f32(&w_other, Dtype::F32, vec![V, D]));
         let targets: Vec<u32> = (0..rows).map(|i| if i % 5 == 0 { NO_TARGET } else { (i % V) as u32 }).collect();
-        let own = Logits { hidden: &hidden, weight: &weight, vocab: V, d: D, round: |_| () };
-        let theirs = Logits { hidden: &other, weight: &reference, vocab: V, d: D, round: |_| () };
+        let own = Logits { hidden: &hidden, weight: &weight, vocab: V, d: D };
+        let theirs = Logits { hidden: &other, weight: &reference, vocab: V, d: D };
         let mut found = vec![TokenScore::default(); rows];
         scores(&Workspace::default(), own, Some(theirs), &targets, &mut found);
         for (row, (found, target)) in found.iter().zip(&targets).enumerate() {

@@ -10,9 +10,10 @@
 pub mod device;
 pub mod boundary;
 pub mod linear;
+pub mod made;
+pub mod weight_gradient;
 pub mod head;
 pub mod adamw;
-pub mod workspace;
 pub mod attention;
 pub mod attention_backward;
 pub mod elementwise;

@@ -7,10 +7,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::super::element::Element;
 use super::COLUMNS;
 use super::amx;
 use super::kernel::Kernel;
-use super::pack::{Element, Lines};
+use super::pack::Lines;
 use super::right::{MadeIn, Right};
 use super::scratch::Scratch;
 use super::sink::Sink;
@@ -228,4 +229,11 @@ fn walk<K: Kernel, B: Right, S: Sink<K>>(
             }
         }
     });
+}
+
+/// Most bytes that a thread holds for products of m rows.
+pub fn thread_bytes<K: Kernel>(m: usize) -> usize {
+    // A block of B as packed and as made, and tiles of its columns for all rows.
+    let columns = BLOCK_BYTES / (K::COLUMN_STEP * size_of::<K::Packed>() * K::BLOCK);
+    2 * BLOCK_BYTES + m.next_multiple_of(K::ROWS) * columns.max(2) * COLUMNS * 4
 }

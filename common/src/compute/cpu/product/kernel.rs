@@ -4,11 +4,14 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
-use super::pack::{Element, Lines};
+use super::super::element::Element;
+use super::pack::Lines;
 use super::{COLUMNS, amx, fma, pack};
 
 /// Computes tiles of C [ROWS, 32] from packed panels.
 pub trait Kernel: Copy + Send + Sync + 'static {
+    /// As the compute path names it.
+    const NAME: &'static str;
     /// A number in a panel.
     type Packed: Pod + Send + Sync;
     /// Rows of a tile: lines of a panel of A.
@@ -72,6 +75,7 @@ pub struct Fma;
 
 #[cfg(target_arch = "x86_64")]
 impl Kernel for Amx {
+    const NAME: &'static str = "amx";
     type Packed = u16;
     const ROWS: usize = 32;
     const STEP: usize = 32;
@@ -113,6 +117,7 @@ impl Kernel for Amx {
 }
 
 impl Kernel for Fma {
+    const NAME: &'static str = "fma";
     type Packed = f32;
     const ROWS: usize = fma::ROWS;
     const STEP: usize = 4;
@@ -164,4 +169,16 @@ pub fn with_kernel<E: Element, W: Work>(work: W) -> W::Output {
         return work.run(Amx);
     }
     work.run(Fma)
+}
+
+/// The kernel that products of E run on: their bits depend on it.
+pub fn kernel_name<E: Element>() -> &'static str {
+    struct Name;
+    impl Work for Name {
+        type Output = &'static str;
+        fn run<K: Kernel>(self, _: K) -> &'static str {
+            K::NAME
+        }
+    }
+    with_kernel::<E, _>(Name)
 }

@@ -17,9 +17,9 @@ mod right;
 mod scratch;
 mod sink;
 
-pub use driver::{Left, Split, product, product_here};
-pub use kernel::{Amx, Fma, Kernel, Work, with_kernel};
-pub use pack::{Element, Lines};
+pub use driver::{Left, Split, product, product_here, thread_bytes};
+pub use kernel::{Amx, Fma, Kernel, Work, kernel_name, with_kernel};
+pub use pack::{Lines, Tiled};
 pub use right::{Made, PackedColumns, Right, Rows};
 pub use scratch::Scratch;
 pub use sink::{Sink, ToActivation, ToF32};

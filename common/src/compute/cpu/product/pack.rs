@@ -7,28 +7,27 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::super::element::Element;
 use super::super::simd::simd;
 use super::kernel::Kernel;
 
-/// A number that products take.
-pub trait Element: bytemuck::Pod + Default + Send + Sync {
+/// Reads numbers as the bf16 of tiles.
+pub trait Tiled: Sized {
     /// The tile unit multiplies it without loss.
     const IN_TILES: bool;
-    fn to_f32(self) -> f32;
-    fn from_f32(x: f32) -> Self;
-    #[cfg(target_arch = "x86_64")]
-    #[doc(hidden)]
-    /// 32 neighbours as bf16, where `mask` has a bit.
+
+    /// 32 neighbours, where `mask` has a bit.
     ///
     /// # Safety
     /// AVX-512 with BF16; the masked elements are readable.
-    unsafe fn load_32(from: *const Self, mask: u32) -> std::arch::x86_64::__m512i;
     #[cfg(target_arch = "x86_64")]
-    #[doc(hidden)]
-    /// 16 neighbours of two rows as bf16, the first row in the lower half.
+    unsafe fn load_32(from: *const Self, mask: u32) -> std::arch::x86_64::__m512i;
+
+    /// 16 neighbours of two rows, the first row in the lower half.
     ///
     /// # Safety
-    /// As [`Element::load_32`].
+    /// As [`Tiled::load_32`].
+    #[cfg(target_arch = "x86_64")]
     unsafe fn load_16_16(low: *const Self, high: *const Self, masks: [u16; 2]) -> std::arch::x86_64::__m512i;
 }
 
@@ -233,20 +232,8 @@ mod tiles {
     }
 }
 
-impl Element for bf16 {
+impl Tiled for bf16 {
     const IN_TILES: bool = true;
-
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    #[inline(always)]
-    fn from_f32(x: f32) -> bf16 {
-        let bits = x.to_bits();
-        let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
-        bf16::from_bits(if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded })
-    }
 
     #[cfg(target_arch = "x86_64")]
     #[inline]
@@ -269,18 +256,8 @@ impl Element for bf16 {
     }
 }
 
-impl Element for f32 {
+impl Tiled for f32 {
     const IN_TILES: bool = false;
-
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    fn from_f32(x: f32) -> f32 {
-        x
-    }
 
     #[cfg(target_arch = "x86_64")]
     #[inline]

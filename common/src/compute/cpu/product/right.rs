@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::super::element::Element;
 use super::COLUMNS;
 use super::kernel::Kernel;
-use super::pack::{Element, Lines};
+use super::pack::Lines;
 use super::scratch::Scratch;
 
 /// B [k, n] as panels of 32 columns.

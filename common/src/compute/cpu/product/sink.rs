@@ -2,10 +2,10 @@
 
 use std::marker::PhantomData;
 
+use super::super::element::Element;
 use super::COLUMNS;
 use super::amx::Rows;
 use super::kernel::Kernel;
-use super::pack::Element;
 
 /// Takes the tiles of C, each from one thread, once.
 pub trait Sink<K: Kernel>: Sync {
@@ -54,9 +54,21 @@ impl ToF32<'_> {
         }
     }
 
-    /// The same matrix, added to.
-    pub fn adding(&self) -> ToF32<'_> {
-        ToF32 { c: Shared { borrowed: PhantomData, ..self.c }, accumulate: true }
+    /// The same matrix, set or added to.
+    pub fn again(&self, accumulate: bool) -> ToF32<'_> {
+        ToF32 { c: Shared { borrowed: PhantomData, ..self.c }, accumulate }
+    }
+
+    /// Adds to one element.
+    ///
+    /// # Safety
+    /// Nobody else touches it meanwhile.
+    #[inline(always)]
+    pub unsafe fn add(&self, row: usize, column: usize, x: f32) {
+        let (first, rows, columns) = self.c.part(row, 1, column);
+        assert!(rows == 1 && columns > 0);
+        // SAFETY: it exists, and belongs to the caller.
+        unsafe { *first += x };
     }
 }
 

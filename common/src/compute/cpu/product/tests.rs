@@ -1,5 +1,7 @@
 use half::bf16;
 
+use super::super::element::Element;
+
 use super::*;
 
 /// Small integers, so that every product and sum is exact in bf16 and f32.
@@ -39,7 +41,7 @@ fn every_layout<K: Kernel, E: Element>(kernel: K) {
                         &ToF32::new(&mut alone, m, n, n, false),
                     );
                     assert_eq!(alone, want, "{m} {n} {k}");
-                    let mut rounded = vec![E::default(); m * n];
+                    let mut rounded = vec![E::zeroed(); m * n];
                     let packed = PackedColumns::new(kernel, &b, &mut held);
                     product(kernel, &left, &packed, Split::Columns, &ToActivation::new(&mut rounded, m, n));
                     assert!(

@@ -1,0 +1,252 @@
+//! Weights as products read them: rows of Ŵ made from the stored form, rounded to the compute type.
+
+use std::borrow::Cow;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::Cpu;
+use super::element::Element;
+use super::product::Rows;
+use super::simd::simd;
+use crate::compute::backend::{LowRank, Weight};
+use crate::format::tensor::{Dtype, Tensor};
+use crate::quant::grid::{self, COLUMNS, ROWS};
+use crate::quant::{Factors, RealWeight, Scheme, pack};
+
+/// A weight [n, k] whose Ŵ is made where it is needed.
+pub enum MadeWeight<'a, E> {
+    Float(FloatRows<'a, E>),
+    Codes(CodeRows<'a, E>),
+    LowRank(LowRankRows<'a, E>),
+}
+
+impl<'a, E: Element> MadeWeight<'a, E> {
+    pub fn new(w: &'a Weight<'a, Cpu<E>>) -> MadeWeight<'a, E> {
+        match w {
+            Weight::Float { w, n, k } => MadeWeight::Float(FloatRows::new(w, *n, *k)),
+            Weight::Codes { codes, scheme, scale, zero, n, k } => MadeWeight::Codes(CodeRows {
+                codes,
+                grid: GridRows::new(*scheme, *k, Cow::Borrowed(scale), zero.map(|z| &z[..])),
+                n: *n,
+                _of: PhantomData,
+            }),
+            Weight::LowRank(w) => MadeWeight::LowRank(LowRankRows::new(w)),
+        }
+    }
+}
+
+impl<E: Element> Rows for MadeWeight<'_, E> {
+    type E = E;
+
+    fn n(&self) -> usize {
+        match self {
+            MadeWeight::Float(w) => w.n,
+            MadeWeight::Codes(w) => w.n,
+            MadeWeight::LowRank(w) => w.n,
+        }
+    }
+
+    fn k(&self) -> usize {
+        match self {
+            MadeWeight::Float(w) => w.k,
+            MadeWeight::Codes(w) => w.grid.k,
+            MadeWeight::LowRank(w) => w.grid.k,
+        }
+    }
+
+    fn make(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [E]) {
+        match self {
+            MadeWeight::Float(w) => w.make(rows, columns, out),
+            MadeWeight::Codes(w) => w.make(rows, columns, out),
+            MadeWeight::LowRank(w) => w.make(rows, columns, out),
+        }
+    }
+}
+
+/// A weight stored in floating point.
+pub struct FloatRows<'a, E> {
+    tensor: &'a Tensor,
+    n: usize,
+    k: usize,
+    _of: PhantomData<E>,
+}
+
+impl<'a, E: Element> FloatRows<'a, E> {
+    pub fn new(tensor: &'a Tensor, n: usize, k: usize) -> FloatRows<'a, E> {
+        FloatRows { tensor, n, k, _of: PhantomData }
+    }
+}
+
+impl<E: Element> Rows for FloatRows<'_, E> {
+    type E = E;
+
+    fn n(&self) -> usize {
+        self.n
+    }
+
+    fn k(&self) -> usize {
+        self.k
+    }
+
+    fn make(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [E]) {
+        let bytes = self.tensor.bytes();
+        simd(
+            #[inline(always)]
+            || {
+                for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+                    let at = row * self.k + columns.start..row * self.k + columns.end;
+                    match (self.tensor.dtype, E::as_bf16_mut(out)) {
+                        (Dtype::BF16, Some(out)) => {
+                            bytemuck::cast_slice_mut(out).copy_from_slice(&bytes[2 * at.start..2 * at.end]);
+                        }
+                        _ => {
+                            let mut wide = [0f32; 256];
+                            for (i, out) in out.chunks_mut(256).enumerate() {
+                                let from = at.start + 256 * i;
+                                self.tensor.read_f32(from..from + out.len(), &mut wide[..out.len()]);
+                                for (out, x) in out.iter_mut().zip(&wide) {
+                                    *out = E::from_f32(*x);
+                                }
+                            }
+                        }
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// Folded integers.
+pub struct CodeRows<'a, E> {
+    codes: &'a Tensor,
+    grid: GridRows<'a>,
+    n: usize,
+    _of: PhantomData<E>,
+}
+
+impl<E: Element> CodeRows<'_, E> {
+    fn make(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [E]) {
+        let (scheme, k) = (self.grid.scheme, self.grid.k);
+        let row_bytes = 4 * pack::words(k, scheme.bits);
+        let offset = scheme.qmin();
+        simd(
+            #[inline(always)]
+            || {
+                for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
+                    let packed = &self.codes.bytes()[row * row_bytes..(row + 1) * row_bytes];
+                    for (i, out) in out.chunks_mut(COLUMNS).enumerate() {
+                        let from = columns.start + i * COLUMNS;
+                        // 32 codes are whole words.
+                        let first = 4 * pack::words(from, scheme.bits);
+                        let words = &packed[first..first + 4 * pack::words(out.len(), scheme.bits)];
+                        let mut codes = [0f32; COLUMNS];
+                        pack::unpack(words, scheme.bits, out.len(), |k, code| codes[k] = f32::from(code) + offset);
+                        let (scale, zero) = self.grid.columns(row, from, out.len());
+                        for j in 0..out.len() {
+                            out[j] = E::from_f32(grid::dequantize(codes[j], zero[j], scale[j]));
+                        }
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// Φ0 with A, B and s.
+pub struct LowRankRows<'a, E> {
+    pub real: RealWeight<'a>,
+    pub grid: GridRows<'a>,
+    pub n: usize,
+    _of: PhantomData<E>,
+}
+
+impl<'a, E: Element> LowRankRows<'a, E> {
+    pub fn new(w: &LowRank<'a, Cpu<E>>) -> LowRankRows<'a, E> {
+        let scale = w.scale.iter().map(|s| grid::forward_scale(*s)).collect();
+        LowRankRows {
+            real: RealWeight::new(Factors {
+                scheme: w.scheme,
+                phi: w.phi.bytes(),
+                stored: w.stored,
+                a: w.a,
+                b: w.b,
+                rank: w.rank,
+                factor: w.factor,
+                k: w.k,
+            }),
+            grid: GridRows::new(w.scheme, w.k, Cow::Owned(scale), w.zero.map(|z| &z[..])),
+            n: w.n,
+            _of: PhantomData,
+        }
+    }
+
+    fn make(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [E]) {
+        let (qmin, qmax) = (self.grid.scheme.qmin(), self.grid.scheme.qmax());
+        let width = columns.len();
+        simd(
+            #[inline(always)]
+            || {
+                // Columns first: a panel of B, once in the cache, serves all rows.
+                for from in columns.clone().step_by(COLUMNS) {
+                    let some = from..(from + COLUMNS).min(columns.end);
+                    for first in rows.clone().step_by(ROWS) {
+                        let block = first..(first + ROWS).min(rows.end);
+                        let z = self.real.block(block.clone(), some.clone());
+                        for (row, z) in block.zip(&z) {
+                            let at = (row - rows.start) * width + from - columns.start;
+                            let (scale, zero) = self.grid.columns(row, from, some.len());
+                            let mut made = [E::zeroed(); COLUMNS];
+                            for j in 0..COLUMNS {
+                                let code = grid::code(z[j], qmin, qmax);
+                                made[j] = E::from_f32(grid::dequantize(code, zero[j], scale[j]));
+                            }
+                            out[at..at + some.len()].copy_from_slice(&made[..some.len()]);
+                        }
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// Scales and zero points by row and column.
+pub struct GridRows<'a> {
+    pub scheme: Scheme,
+    pub k: usize,
+    pub groups: usize,
+    pub group: usize,
+    /// Forward scales [n, G].
+    scale: Cow<'a, [f32]>,
+    zero: Option<&'a [f32]>,
+}
+
+impl<'a> GridRows<'a> {
+    fn new(scheme: Scheme, k: usize, scale: Cow<'a, [f32]>, zero: Option<&'a [f32]>) -> GridRows<'a> {
+        let groups = scheme.groups(k);
+        GridRows { scheme, k, groups, group: k / groups, scale, zero }
+    }
+
+    /// The group that these columns share, if it is one.
+    #[inline(always)]
+    pub fn shared_group(&self, from: usize, columns: usize) -> Option<usize> {
+        let group = from / self.group;
+        ((from + columns - 1) / self.group == group).then_some(group)
+    }
+
+    /// Scale and zero point of `columns` (at most [`COLUMNS`]) of a row.
+    #[inline(always)]
+    pub fn columns(&self, row: usize, from: usize, columns: usize) -> ([f32; COLUMNS], [f32; COLUMNS]) {
+        let first = row * self.groups;
+        let zero_at = |group: usize| self.zero.map_or(0.0, |z| z[first + group]);
+        if let Some(group) = self.shared_group(from, columns) {
+            return ([self.scale[first + group]; COLUMNS], [zero_at(group); COLUMNS]);
+        }
+        let (mut scale, mut zero) = ([0.0; COLUMNS], [0.0; COLUMNS]);
+        for j in 0..columns {
+            let group = (from + j) / self.group;
+            scale[j] = self.scale[first + group];
+            zero[j] = zero_at(group);
+        }
+        (scale, zero)
+    }
+}
