@@ -8,6 +8,18 @@ use super::super::element::Element;
 use super::pack::Lines;
 use super::{COLUMNS, amx, fma, pack};
 
+/// A panel of rows of A: packed, or a row-major matrix as it lies. Distances in bytes; packed panels of f32 have none.
+#[derive(Clone, Copy)]
+pub struct RowPanel {
+    pub first: *const u8,
+    /// From a row to the next.
+    pub row: usize,
+    /// From row 0 to row 16.
+    pub half: usize,
+    /// From 32 values of k to the next 32.
+    pub step: usize,
+}
+
 /// Computes tiles of C [ROWS, 32] from packed panels.
 pub trait Kernel: Copy + Send + Sync + 'static {
     /// As the compute path names it.
@@ -37,7 +49,7 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     #[allow(clippy::too_many_arguments)]
     unsafe fn tile(
         self,
-        a: amx::Rows,
+        a: RowPanel,
         b: *const Self::Packed,
         steps: usize,
         c: *mut f32,
@@ -62,7 +74,7 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     }
 
     /// A packed panel of A, as [`Kernel::tile`] reads it.
-    fn packed_rows(self, first: *const Self::Packed) -> amx::Rows;
+    fn packed_rows(self, first: *const Self::Packed) -> RowPanel;
 }
 
 /// Sums of bf16 products by the tile unit of x86.
@@ -91,7 +103,7 @@ impl Kernel for Amx {
     #[inline]
     unsafe fn tile(
         self,
-        a: amx::Rows,
+        a: RowPanel,
         b: *const u16,
         steps: usize,
         c: *mut f32,
@@ -111,8 +123,8 @@ impl Kernel for Amx {
         pack::tiles_of_columns(columns, first, steps, out);
     }
 
-    fn packed_rows(self, first: *const u16) -> amx::Rows {
-        amx::Rows { first: first.cast(), row: 64, half: 1024, step: 2048 }
+    fn packed_rows(self, first: *const u16) -> RowPanel {
+        RowPanel { first: first.cast(), row: 64, half: 1024, step: 2048 }
     }
 }
 
@@ -131,7 +143,7 @@ impl Kernel for Fma {
     #[inline]
     unsafe fn tile(
         self,
-        a: amx::Rows,
+        a: RowPanel,
         b: *const f32,
         steps: usize,
         c: *mut f32,
@@ -151,8 +163,8 @@ impl Kernel for Fma {
         pack::interleave::<E, COLUMNS>(columns, first, Self::values(steps), out);
     }
 
-    fn packed_rows(self, first: *const f32) -> amx::Rows {
-        amx::Rows { first: first.cast(), row: 0, half: 0, step: 0 }
+    fn packed_rows(self, first: *const f32) -> RowPanel {
+        RowPanel { first: first.cast(), row: 0, half: 0, step: 0 }
     }
 }
 
