@@ -4,9 +4,9 @@
 
 use std::time::Instant;
 
-use common::compute::cpu::attention::{Attention, attention_forward};
-use common::compute::cpu::attention_backward::{AttentionSaved, attention_backward};
-use common::compute::cpu::product::Element;
+use common::compute::cpu::attention::{Attention, AttentionSaved, attention_backward, attention_forward};
+use common::compute::cpu::element::Element;
+use half::bf16;
 
 /// SmolLM2-135M at two lengths, LLaMA-2-7B, LLaMA-3-8B.
 const SHAPES: [[usize; 5]; 4] = [[4, 512, 9, 3, 64], [1, 2048, 9, 3, 64], [1, 1024, 32, 32, 128], [1, 1024, 32, 8, 128]];
@@ -28,6 +28,7 @@ fn main() {
     }
     for shape in shapes {
         time::<f32>("f32", shape, seconds);
+        time::<bf16>("bf16", shape, seconds);
     }
 }
 
@@ -37,9 +38,9 @@ fn time<E: Element>(name: &str, [sequences, tokens, heads, kv_heads, head_dim]: 
     let (rows, wide, narrow) = (sequences * tokens, heads * head_dim, kv_heads * head_dim);
     let (q, dout) = (random::<E>(1, rows * wide), random::<E>(4, rows * wide));
     let (k, v) = (random::<E>(2, rows * narrow), random::<E>(3, rows * narrow));
-    let (mut out, mut lse) = (vec![E::default(); rows * wide], vec![0.0; rows * heads]);
+    let (mut out, mut lse) = (vec![E::zeroed(); rows * wide], vec![0.0; rows * heads]);
     let (mut dq, mut dk, mut dv) =
-        (vec![E::default(); rows * wide], vec![E::default(); rows * narrow], vec![E::default(); rows * narrow]);
+        (vec![E::zeroed(); rows * wide], vec![E::zeroed(); rows * narrow], vec![E::zeroed(); rows * narrow]);
     let (mut forward, mut backward) = (Vec::new(), Vec::new());
     let begun = Instant::now();
     while forward.len() < 5 || begun.elapsed().as_secs_f64() < seconds {

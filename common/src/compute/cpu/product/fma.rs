@@ -1,6 +1,8 @@
 //! The f32 kernel: fused multiply-adds in vector registers, compiled for each instruction set. Every element of C is
 //! summed by one chain of fused multiply-adds over ascending k, so the bits do not depend on the instruction set.
 
+use std::slice::from_raw_parts;
+
 use pulp::{Simd, WithSimd};
 
 use super::super::simd::ARCH;
@@ -15,24 +17,76 @@ pub const ROWS: usize = 12;
 /// The pointers are good for these sizes.
 pub unsafe fn tile_product(a: *const f32, b: *const f32, k: usize, c: *mut f32, ldc: usize, accumulate: bool) {
     // SAFETY: as the caller promises; an array of f32 has the alignment of f32.
-    let (a, b) = unsafe {
-        (
-            std::slice::from_raw_parts(a.cast::<[f32; ROWS]>(), k),
-            std::slice::from_raw_parts(b.cast::<[f32; COLUMNS]>(), k),
-        )
-    };
-    ARCH.dispatch(Tile { a, b, c, ldc, accumulate });
+    let (a, b) = unsafe { (from_raw_parts(a.cast::<[f32; ROWS]>(), k), from_raw_parts(b.cast::<[f32; COLUMNS]>(), k)) };
+    ARCH.dispatch(Tile { a: Interleaved(a), b, c, ldc, accumulate });
 }
 
-struct Tile<'a> {
-    a: &'a [[f32; ROWS]],
+/// The same with A as tiles [k / 32][12][32], k a multiple of 32.
+///
+/// # Safety
+/// The pointers are good for these sizes.
+pub unsafe fn tile_product_of_tiles(a: *const f32, b: *const f32, k: usize, c: *mut f32, ldc: usize, accumulate: bool) {
+    // SAFETY: as the caller promises; an array of f32 has the alignment of f32.
+    let (a, b) = unsafe {
+        (
+            from_raw_parts(a.cast::<[[f32; COLUMNS]; ROWS]>(), k / COLUMNS),
+            from_raw_parts(b.cast::<[f32; COLUMNS]>(), k),
+        )
+    };
+    ARCH.dispatch(Tile { a: Tiles(a), b, c, ldc, accumulate });
+}
+
+/// A panel of A.
+trait Panel: Copy {
+    /// Calls `step` with R rows from `from` on of each k, and with the same k of B.
+    fn walk<const R: usize>(self, from: usize, b: &[[f32; COLUMNS]], step: impl FnMut([f32; R], &[f32; COLUMNS]));
+}
+
+#[derive(Clone, Copy)]
+struct Interleaved<'a>(&'a [[f32; ROWS]]);
+
+impl Panel for Interleaved<'_> {
+    #[inline(always)]
+    fn walk<const R: usize>(
+        self,
+        from: usize,
+        b: &[[f32; COLUMNS]],
+        mut step: impl FnMut([f32; R], &[f32; COLUMNS]),
+    ) {
+        for (a, b) in self.0.iter().zip(b) {
+            step(std::array::from_fn(|r| a[from + r]), b);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Tiles<'a>(&'a [[[f32; COLUMNS]; ROWS]]);
+
+impl Panel for Tiles<'_> {
+    #[inline(always)]
+    fn walk<const R: usize>(
+        self,
+        from: usize,
+        b: &[[f32; COLUMNS]],
+        mut step: impl FnMut([f32; R], &[f32; COLUMNS]),
+    ) {
+        for (a, b) in self.0.iter().zip(b.as_chunks::<COLUMNS>().0) {
+            for (k, b) in b.iter().enumerate() {
+                step(std::array::from_fn(|r| a[from + r][k]), b);
+            }
+        }
+    }
+}
+
+struct Tile<'a, A> {
+    a: A,
     b: &'a [[f32; COLUMNS]],
     c: *mut f32,
     ldc: usize,
     accumulate: bool,
 }
 
-impl WithSimd for Tile<'_> {
+impl<A: Panel> WithSimd for Tile<'_, A> {
     type Output = ();
 
     #[inline(always)]
@@ -47,7 +101,7 @@ impl WithSimd for Tile<'_> {
     }
 }
 
-impl Tile<'_> {
+impl<A: Panel> Tile<'_, A> {
     /// All rows, R at a time; a row of B is V registers.
     #[inline(always)]
     fn rows<S: Simd, const R: usize, const V: usize>(self, simd: S) {
@@ -60,15 +114,20 @@ impl Tile<'_> {
                     sums.copy_from_slice(S::as_simd_f32s(unsafe { &*row }).0);
                 }
             }
-            for (a, b) in self.a.iter().zip(self.b) {
-                let b = S::as_simd_f32s(b).0;
-                for r in 0..R {
-                    let a = simd.splat_f32s(a[from + r]);
-                    for v in 0..V {
-                        sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
+            self.a.walk::<R>(
+                from,
+                self.b,
+                #[inline(always)]
+                |a, b| {
+                    let b = S::as_simd_f32s(b).0;
+                    for r in 0..R {
+                        let a = simd.splat_f32s(a[r]);
+                        for v in 0..V {
+                            sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
+                        }
                     }
-                }
-            }
+                },
+            );
             for (r, sums) in sums.iter().enumerate() {
                 let row = self.row(from + r);
                 // SAFETY: as above.
