@@ -67,11 +67,7 @@ pub fn ln(x: f32) -> f32 {
     (n as f32).mul_add(std::f32::consts::LN_2, tail)
 }
 
-/// A tile's numbers as rows of V registers.
-#[inline(always)]
-fn row<S: Simd, const V: usize>(x: &[f32; COLUMNS]) -> [S::f32s; V] {
-    std::array::from_fn(|v| S::as_simd_f32s(x).0[v])
-}
+// Loops, not the adapters of arrays and iterators: what is not inlined is compiled for the baseline.
 
 /// -∞ where a query does not see a key; row 0 is query `first`.
 pub fn mask(scores: &mut [f32], shape: &Attention, first: usize, tile: usize) {
@@ -99,8 +95,10 @@ pub fn row_maxima(tile: &[f32], maxima: &mut [f32]) {
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
             for (row, max) in self.0.as_chunks::<COLUMNS>().0.iter().zip(self.1) {
-                let row = S::as_simd_f32s(row).0;
-                let all = row.iter().skip(1).fold(row[0], |a, b| simd.max_f32s(a, *b));
+                let mut all = simd.splat_f32s(f32::NEG_INFINITY);
+                for x in S::as_simd_f32s(row).0 {
+                    all = simd.max_f32s(all, *x);
+                }
                 *max = simd.reduce_max_f32s(all);
             }
         }
@@ -144,10 +142,11 @@ impl<K: Kernel> Probabilities<'_, K> {
         let (before, sums) = (&self.sums_before[..K::ROWS], &mut self.sums[..K::ROWS]);
         for (i, scores) in self.scores.as_chunks::<COLUMNS>().0[..K::ROWS].iter().enumerate() {
             let reference = simd.splat_f32s(-reference[i]);
-            let exponents: [S::f32s; V] = row::<S, V>(scores).map(|s| simd.mul_add_f32s(s, scale, reference));
-            let e = exponents.map(|x| exp2(simd, x));
-            for v in 0..V {
-                largest[v] = simd.max_f32s(largest[v], exponents[v]);
+            let mut e = [scale; V];
+            for (v, s) in S::as_simd_f32s(scores).0.iter().enumerate() {
+                let exponent = simd.mul_add_f32s(*s, scale, reference);
+                largest[v] = simd.max_f32s(largest[v], exponent);
+                e[v] = exp2(simd, exponent);
             }
             let (before, sums) = (S::as_simd_f32s(&before[i]).0, S::as_mut_simd_f32s(&mut sums[i]).0);
             for v in 0..V / 2 {
@@ -155,8 +154,10 @@ impl<K: Kernel> Probabilities<'_, K> {
             }
             K::put_line(simd, e, i, p);
         }
-        let all = largest.iter().skip(1).fold(largest[0], |a, b| simd.max_f32s(a, *b));
-        simd.reduce_max_f32s(all)
+        for v in 1..V {
+            largest[0] = simd.max_f32s(largest[0], largest[v]);
+        }
+        simd.reduce_max_f32s(largest[0])
     }
 }
 
@@ -202,17 +203,20 @@ impl<K: Kernel> ScoreGradients<'_, K> {
         let (p_columns, ds_columns) = (&mut self.p_columns[..tile], &mut self.ds_columns[..tile]);
         let ds_lines = &mut self.ds_lines[..tile];
         for pair in 0..K::ROWS / 2 {
-            let both: [[[S::f32s; V]; 2]; 2] = std::array::from_fn(|which| {
+            let (mut p, mut ds) = ([[scale; V]; 2], [[scale; V]; 2]);
+            for which in 0..2 {
                 let i = 2 * pair + which;
                 let (reference, d) = (simd.splat_f32s(-reference[i]), simd.splat_f32s(d[i]));
-                let p = row::<S, V>(&scores[i]).map(|s| exp2(simd, simd.mul_add_f32s(s, scale, reference)));
-                let dp = row::<S, V>(&dp[i]);
-                let ds = std::array::from_fn(|v| simd.mul_f32s(p[v], simd.sub_f32s(dp[v], d)));
-                K::put_line(simd, ds, i, ds_lines);
-                [p, ds]
-            });
-            K::put_pair(simd, [both[0][0], both[1][0]], pair, p_columns);
-            K::put_pair(simd, [both[0][1], both[1][1]], pair, ds_columns);
+                let (scores, dp) = (S::as_simd_f32s(&scores[i]).0, S::as_simd_f32s(&dp[i]).0);
+                for v in 0..V {
+                    let e = exp2(simd, simd.mul_add_f32s(scores[v], scale, reference));
+                    p[which][v] = e;
+                    ds[which][v] = simd.mul_f32s(e, simd.sub_f32s(dp[v], d));
+                }
+                K::put_line(simd, ds[which], i, ds_lines);
+            }
+            K::put_pair(simd, p, pair, p_columns);
+            K::put_pair(simd, ds, pair, ds_columns);
         }
     }
 }

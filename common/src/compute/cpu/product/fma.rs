@@ -18,7 +18,7 @@ pub const ROWS: usize = 12;
 pub unsafe fn tile_product(a: *const f32, b: *const f32, k: usize, c: *mut f32, ldc: usize, accumulate: bool) {
     // SAFETY: as the caller promises; an array of f32 has the alignment of f32.
     let (a, b) = unsafe { (from_raw_parts(a.cast::<[f32; ROWS]>(), k), from_raw_parts(b.cast::<[f32; COLUMNS]>(), k)) };
-    ARCH.dispatch(Tile { a: Interleaved(a), b, c, ldc, accumulate });
+    ARCH.dispatch(Tile { a, b, c, ldc, accumulate });
 }
 
 /// The same with A as tiles [k / 32][12][32], k a multiple of 32.
@@ -33,60 +33,45 @@ pub unsafe fn tile_product_of_tiles(a: *const f32, b: *const f32, k: usize, c: *
             from_raw_parts(b.cast::<[f32; COLUMNS]>(), k),
         )
     };
-    ARCH.dispatch(Tile { a: Tiles(a), b, c, ldc, accumulate });
+    ARCH.dispatch(Tile { a, b, c, ldc, accumulate });
 }
 
 /// A panel of A.
 trait Panel: Copy {
-    /// Calls `step` with R rows from `from` on of each k, and with the same k of B.
-    fn walk<const R: usize>(self, from: usize, b: &[[f32; COLUMNS]], step: impl FnMut([f32; R], &[f32; COLUMNS]));
+    /// Values of k that lie together.
+    const TOGETHER: usize;
+    /// The row'th line at k.
+    fn at(self, row: usize, k: usize) -> f32;
 }
 
-#[derive(Clone, Copy)]
-struct Interleaved<'a>(&'a [[f32; ROWS]]);
-
-impl Panel for Interleaved<'_> {
+impl Panel for &[f32; ROWS] {
+    const TOGETHER: usize = 1;
     #[inline(always)]
-    fn walk<const R: usize>(
-        self,
-        from: usize,
-        b: &[[f32; COLUMNS]],
-        mut step: impl FnMut([f32; R], &[f32; COLUMNS]),
-    ) {
-        for (a, b) in self.0.iter().zip(b) {
-            step(std::array::from_fn(|r| a[from + r]), b);
-        }
+    fn at(self, row: usize, _: usize) -> f32 {
+        self[row]
     }
 }
 
-#[derive(Clone, Copy)]
-struct Tiles<'a>(&'a [[[f32; COLUMNS]; ROWS]]);
-
-impl Panel for Tiles<'_> {
+impl Panel for &[[f32; COLUMNS]; ROWS] {
+    const TOGETHER: usize = COLUMNS;
     #[inline(always)]
-    fn walk<const R: usize>(
-        self,
-        from: usize,
-        b: &[[f32; COLUMNS]],
-        mut step: impl FnMut([f32; R], &[f32; COLUMNS]),
-    ) {
-        for (a, b) in self.0.iter().zip(b.as_chunks::<COLUMNS>().0) {
-            for (k, b) in b.iter().enumerate() {
-                step(std::array::from_fn(|r| a[from + r][k]), b);
-            }
-        }
+    fn at(self, row: usize, k: usize) -> f32 {
+        self[row][k]
     }
 }
 
 struct Tile<'a, A> {
-    a: A,
+    a: &'a [A],
     b: &'a [[f32; COLUMNS]],
     c: *mut f32,
     ldc: usize,
     accumulate: bool,
 }
 
-impl<A: Panel> WithSimd for Tile<'_, A> {
+impl<'a, A> WithSimd for Tile<'a, A>
+where
+    &'a A: Panel,
+{
     type Output = ();
 
     #[inline(always)]
@@ -101,7 +86,10 @@ impl<A: Panel> WithSimd for Tile<'_, A> {
     }
 }
 
-impl<A: Panel> Tile<'_, A> {
+impl<'a, A> Tile<'a, A>
+where
+    &'a A: Panel,
+{
     /// All rows, R at a time; a row of B is V registers.
     #[inline(always)]
     fn rows<S: Simd, const R: usize, const V: usize>(self, simd: S) {
@@ -114,20 +102,17 @@ impl<A: Panel> Tile<'_, A> {
                     sums.copy_from_slice(S::as_simd_f32s(unsafe { &*row }).0);
                 }
             }
-            self.a.walk::<R>(
-                from,
-                self.b,
-                #[inline(always)]
-                |a, b| {
-                    let b = S::as_simd_f32s(b).0;
+            for (a, b) in self.a.iter().zip(self.b.chunks_exact(<&A>::TOGETHER)) {
+                for k in 0..<&A>::TOGETHER {
+                    let b = S::as_simd_f32s(&b[k]).0;
                     for r in 0..R {
-                        let a = simd.splat_f32s(a[r]);
+                        let a = simd.splat_f32s(a.at(from + r, k));
                         for v in 0..V {
                             sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
                         }
                     }
-                },
-            );
+                }
+            }
             for (r, sums) in sums.iter().enumerate() {
                 let row = self.row(from + r);
                 // SAFETY: as above.
