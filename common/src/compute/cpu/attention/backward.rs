@@ -134,24 +134,50 @@ unsafe fn store_tile<K: Kernel, E: Element>(
             let dimensions = 16.min(hd - dimension);
             let mut block = [[0.0; 16]; 16];
             for sums in sums.iter().filter_map(|sums| sums.tile(tile)) {
-                let rows = sums.as_chunks::<COLUMNS>().0[first_row + dimension..].iter();
-                for (to, row) in block[..dimensions].iter_mut().zip(rows) {
-                    for (to, x) in to.iter_mut().zip(&row[half..]) {
-                        *to += x * factor;
-                    }
-                }
+                let rows = &sums.as_chunks::<COLUMNS>().0[first_row + dimension..][..dimensions];
+                add_halves(rows, half, factor, &mut block);
             }
             transpose(&mut block);
             for (key, from) in keys.clone().skip(half).zip(&block) {
                 let at = (part.start + key) * shape.kv_width() + part.kv_head * hd + dimension;
                 // SAFETY: as the caller promises.
-                let to = unsafe { to.part(at, dimensions) };
+                round(from, unsafe { to.part(at, dimensions) });
+            }
+        }
+    }
+}
+
+/// Adds 16 columns of some rows, from column `half` on.
+fn add_halves(rows: &[[f32; COLUMNS]], half: usize, factor: f32, to: &mut [[f32; 16]; 16]) {
+    simd(
+        #[inline(always)]
+        || {
+            for (to, row) in to.iter_mut().zip(rows) {
+                let (row, _) = row[half..].as_chunks::<16>();
+                for (to, x) in to.iter_mut().zip(&row[0]) {
+                    *to += x * factor;
+                }
+            }
+        },
+    );
+}
+
+fn round<E: Element>(from: &[f32; 16], to: &mut [E]) {
+    simd(
+        #[inline(always)]
+        || match <&mut [E; 16]>::try_from(&mut *to) {
+            Ok(to) => {
                 for (to, x) in to.iter_mut().zip(from) {
                     *to = E::from_f32(*x);
                 }
             }
-        }
-    }
+            Err(_) => {
+                for (to, x) in to.iter_mut().zip(from) {
+                    *to = E::from_f32(*x);
+                }
+            }
+        },
+    );
 }
 
 #[derive(Default)]

@@ -215,18 +215,29 @@ impl<K: Kernel> Block<'_, K> {
     fn raise_reference(&mut self, place: usize) {
         let scale = self.shape.scale_of_2();
         row_maxima(&self.scores[place * Self::TILE..][..Self::TILE], &mut self.rows.maxima);
-        for (factor, reference) in self.rows.maxima.iter_mut().zip(&mut self.rows.reference) {
+        let Rows { reference, maxima: factors, sums_before, .. } = &mut *self.rows;
+        for (factor, reference) in factors.iter_mut().zip(reference) {
             let max = *factor * scale;
             let raised = if max - *reference > SLACK { max } else { *reference };
             *factor = *reference - raised;
             *reference = raised;
         }
         if self.started {
-            powers_of_2(&mut self.rows.maxima);
-            for (i, factor) in self.rows.maxima.iter().enumerate() {
-                scale_row(&mut self.rows.sums_before[i], *factor);
-                scale_row(&mut self.out[i * self.width..][..self.width], *factor);
-            }
+            powers_of_2(factors);
+            simd(
+                #[inline(always)]
+                || {
+                    let rows = sums_before.iter_mut().zip(self.out.chunks_exact_mut(self.width));
+                    for ((sums, out), factor) in rows.zip(factors) {
+                        for x in sums {
+                            *x *= *factor;
+                        }
+                        for x in out {
+                            *x *= *factor;
+                        }
+                    }
+                },
+            );
         }
     }
 
@@ -282,11 +293,5 @@ impl<K: Kernel> Block<'_, K> {
             // SAFETY: as above.
             unsafe { lse.part((start + query) * self.shape.heads + head, 1)[0] = *value };
         }
-    }
-}
-
-fn scale_row(row: &mut [f32], factor: f32) {
-    for x in row {
-        *x *= factor;
     }
 }
