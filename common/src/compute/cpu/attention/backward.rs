@@ -105,9 +105,7 @@ impl Sums {
     fn start<K: Kernel>(&mut self, shape: &Attention, part: &Part) -> &mut [f32] {
         self.tiles = shape.tiles(&part.queries);
         self.stride = 2 * shape.head_dim.next_multiple_of(K::ROWS) * COLUMNS;
-        let sums = self.held.take::<f32>(self.tiles.len() * self.stride);
-        sums.fill(0.0);
-        sums
+        self.held.take::<f32>(self.tiles.len() * self.stride)
     }
 
     fn tile(&self, tile: usize) -> Option<&[f32]> {
@@ -130,7 +128,7 @@ unsafe fn store_tile<K: Kernel, E: Element>(
     let keys = tile * COLUMNS..part.queries.end.min((tile + 1) * COLUMNS);
     for (which, (to, factor)) in [(dk, shape.scale()), (dv, 1.0)].into_iter().enumerate() {
         let first_row = which * hd.next_multiple_of(K::ROWS);
-        for (half, dimension) in [0, 16].into_iter().flat_map(|half| (0..hd).step_by(16).map(move |d| (half, d))) {
+        for (half, dimension) in (0..hd).step_by(16).flat_map(|d| [(0, d), (16, d)]) {
             let dimensions = 16.min(hd - dimension);
             let mut block = [[0.0; 16]; 16];
             for sums in sums.iter().filter_map(|sums| sums.tile(tile)) {
@@ -153,10 +151,12 @@ fn add_halves(rows: &[[f32; COLUMNS]], half: usize, factor: f32, to: &mut [[f32;
         #[inline(always)]
         || {
             for (to, row) in to.iter_mut().zip(rows) {
-                let (row, _) = row[half..].as_chunks::<16>();
-                for (to, x) in to.iter_mut().zip(&row[0]) {
-                    *to += x * factor;
+                // Copies, which cannot overlap: else this stays scalar.
+                let (mut sum, row) = (*to, row[half..].as_chunks::<16>().0[0]);
+                for (sum, x) in sum.iter_mut().zip(row) {
+                    *sum += x * factor;
                 }
+                *to = sum;
             }
         },
     );
@@ -239,6 +239,7 @@ fn backward_part<K: Kernel, E: Element>(
         reference: &mut held.reference,
         d: &mut held.d,
         sums,
+        started: vec![false; tiles.len()],
     };
     for head in part.kv_head * shape.group()..(part.kv_head + 1) * shape.group() {
         for first in part.queries.clone().step_by(QUERIES) {
@@ -293,6 +294,8 @@ struct Block<'a, K: Kernel> {
     reference: &'a mut Vec<f32>,
     d: &'a mut Vec<f32>,
     sums: &'a mut [f32],
+    /// Of each tile of keys, whether `sums` holds something.
+    started: Vec<bool>,
 }
 
 impl<K: Kernel> Block<'_, K> {
@@ -323,8 +326,7 @@ impl<K: Kernel> Block<'_, K> {
             let first = queries.start + i * K::ROWS;
             first..queries.end.min(first + K::ROWS)
         };
-        let held = panels * K::ROWS * self.width();
-        self.dq[..held].fill(0.0);
+        let mut started = vec![false; panels];
         let tiles = self.shape.tiles(queries);
         for from in tiles.clone().step_by(KEYS) {
             let some = from..tiles.end.min(from + KEYS);
@@ -352,8 +354,9 @@ impl<K: Kernel> Block<'_, K> {
                 let end = panels - seen.iter().rev().position(|seen| seen.contains(&tile)).expect("there is one");
                 self.sum_for_keys(of, first..end, panels, tile, tile - from);
             }
-            for (i, seen) in seen.into_iter().enumerate() {
-                self.sum_for_queries(i, seen, from);
+            for (i, seen) in seen.into_iter().enumerate().filter(|(_, seen)| !seen.is_empty()) {
+                self.sum_for_queries(i, seen, from, started[i]);
+                started[i] = true;
             }
         }
     }
@@ -399,27 +402,25 @@ impl<K: Kernel> Block<'_, K> {
 
     /// dKᵀ += Qᵀ·dS and dVᵀ += dOᵀ·P of a tile of keys, over `seen` panels of queries.
     fn sum_for_keys(&mut self, of: &Queries<K>, seen: Range<usize>, panels: usize, tile: usize, place: usize) {
-        let rows = self.shape.head_dim.next_multiple_of(K::ROWS);
+        let (rows, tile) = (self.shape.head_dim.next_multiple_of(K::ROWS), tile - self.first_tile);
         let (first, steps) = (seen.start * K::ROWS / K::STEP, seen.len() * K::ROWS / K::STEP);
         let at = (place * panels + seen.start) * Self::TILE;
         let products = [(&of.q_dimensions, &self.ds_columns), (&of.dout_dimensions, &self.p_columns)];
         for (which, (a, b)) in products.into_iter().enumerate() {
             let b = &b[at..][..seen.len() * Self::TILE];
-            let sums = &mut self.sums[(2 * (tile - self.first_tile) + which) * rows * COLUMNS..][..rows * COLUMNS];
+            let sums = &mut self.sums[(2 * tile + which) * rows * COLUMNS..][..rows * COLUMNS];
             for (panel, c) in sums.chunks_exact_mut(Self::TILE).enumerate() {
                 let a = self.kernel.packed_rows(a.at(panel, first..first + steps).as_ptr());
                 let ahead = b.as_ptr().wrapping_add(b.len()).cast();
                 // SAFETY: a session lives; both operands have these steps, the tile is ours.
-                unsafe { self.kernel.tile(a, b.as_ptr(), steps, c.as_mut_ptr(), COLUMNS, true, ahead) };
+                unsafe { self.kernel.tile(a, b.as_ptr(), steps, c.as_mut_ptr(), COLUMNS, self.started[tile], ahead) };
             }
         }
+        self.started[tile] = true;
     }
 
     /// dQ += dS·K of a panel of queries, over the tiles of keys that it has seen.
-    fn sum_for_queries(&mut self, panel: usize, seen: Range<usize>, from: usize) {
-        if seen.is_empty() {
-            return;
-        }
+    fn sum_for_queries(&mut self, panel: usize, seen: Range<usize>, from: usize, started: bool) {
         let (width, steps) = (self.width(), steps_of_tiles::<K>(seen.len()));
         let first = steps_of_tiles::<K>(seen.start - self.first_tile);
         let lines = &self.ds_lines[(panel * KEYS + seen.start - from) * Self::TILE..][..seen.len() * Self::TILE];
@@ -429,7 +430,7 @@ impl<K: Kernel> Block<'_, K> {
             let b = self.k_for_tiles.at(columns, first..first + steps);
             let ahead = b.as_ptr().wrapping_add(b.len()).cast();
             // SAFETY: as above; dq has ROWS rows of `width`.
-            unsafe { self.kernel.tile(a, b.as_ptr(), steps, dq[columns * COLUMNS..].as_mut_ptr(), width, true, ahead) };
+            unsafe { self.kernel.tile(a, b.as_ptr(), steps, dq[columns * COLUMNS..].as_mut_ptr(), width, started, ahead) };
         }
     }
 

@@ -18,7 +18,7 @@ use crate::quant::lanes::LANES;
 /// Tiles of keys whose probabilities are gathered before they meet the values.
 const GATHERED: usize = 8;
 /// Scores of a part, and queries of the blocks that it is made of.
-const PART_SCORES: usize = 1 << 18;
+const PART_SCORES: usize = 1 << 20;
 const PART_BLOCK: usize = 96;
 /// A running reference is raised when an exponent exceeds it by more: powers of 2 up to 256 are as exact as those up to
 /// 1, and what was summed before is brought to a new reference less often (the maximum itself is not needed).
@@ -121,7 +121,19 @@ fn forward_part<K: Kernel, E: Element>(
         for first in part.queries.clone().step_by(K::ROWS) {
             let queries = first..part.queries.end.min(first + K::ROWS);
             let lines = by_rows(q, shape.q_width(), part.start + first, queries.len(), head, hd);
-            block.run(&pack_rows(kernel, &lines, steps::<K>(hd), &mut held.q), &queries);
+            let next = first + K::ROWS;
+            let base = (part.start + next) * shape.q_width() + head * hd;
+            let n = K::ROWS.min(part.queries.end.saturating_sub(next));
+            let fetch = |i: usize| {
+                for r in (i * 4..i * 4 + 4).take_while(|r| *r < n) {
+                    let row = &q[base + r * shape.q_width()..][..hd];
+                    for c in (0..hd).step_by(64 / size_of::<E>()) {
+                        // SAFETY: x
+                        unsafe { std::arch::x86_64::_mm_prefetch::<{std::arch::x86_64::_MM_HINT_T0}>(row[c..].as_ptr().cast()) };
+                    }
+                }
+            };
+            block.run(&pack_rows(kernel, &lines, steps::<K>(hd), &mut held.q), &queries, fetch);
             // SAFETY: these rows of this head are this part's alone.
             unsafe { block.store(part.start, head, queries, out, lse) };
         }
@@ -148,7 +160,7 @@ impl<K: Kernel> Block<'_, K> {
     const TILE: usize = K::ROWS * COLUMNS;
 
     /// Sums of probabilities and of their products with values.
-    fn run(&mut self, q: &Panels<K>, queries: &Range<usize>) {
+    fn run(&mut self, q: &Panels<K>, queries: &Range<usize>, fetch: impl Fn(usize)) {
         self.started = false;
         self.rows.reference.clear();
         self.rows.reference.resize(K::ROWS, f32::MIN);
@@ -165,6 +177,7 @@ impl<K: Kernel> Block<'_, K> {
                 // Before this tile's exponentials, so that both go on at once.
                 self.score(q, tile + 1, (i + 1) % 2);
             }
+            fetch(i);
             if self.shape.masks(queries, tile) {
                 self.mask(queries.start, tile, i % 2);
             }
