@@ -3,9 +3,7 @@
 use std::marker::PhantomData;
 
 use super::aligned::Aligned;
-use super::attention::{Attention, attention_forward};
-use super::attention_backward::{AttentionSaved, attention_backward};
-use super::boundary::{set_through_f32, widened};
+use super::attention::{Attention, AttentionSaved, attention_backward, attention_forward};
 use super::element::Element;
 use super::linear::Workspace;
 use super::product::kernel_name;
@@ -173,10 +171,14 @@ impl<E: Element> Backend for Cpu<E> {
         lse: &mut Aligned<f32>,
     ) {
         let (rows, wide, narrow) = (rows(segments), heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
-        let (q, k, v) = (widened(&q[..rows * wide]), widened(&k[..rows * narrow]), widened(&v[..rows * narrow]));
-        set_through_f32(&mut out[..rows * wide], |out| {
-            attention_forward(&shape(heads, segments), &q, &k, &v, out, &mut lse[..rows * heads.heads]);
-        });
+        attention_forward(
+            &shape(heads, segments),
+            &q[..rows * wide],
+            &k[..rows * narrow],
+            &v[..rows * narrow],
+            &mut out[..rows * wide],
+            &mut lse[..rows * heads.heads],
+        );
     }
 
     fn attention_backward(
@@ -194,15 +196,21 @@ impl<E: Element> Backend for Cpu<E> {
         dv: &mut Aligned<E>,
     ) {
         let (rows, wide, narrow) = (rows(segments), heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
-        let (q, out, dout) = (widened(&q[..rows * wide]), widened(&out[..rows * wide]), widened(&dout[..rows * wide]));
-        let (k, v) = (widened(&k[..rows * narrow]), widened(&v[..rows * narrow]));
-        let saved = AttentionSaved { q: &q, k: &k, v: &v, out: &out, lse: &lse[..rows * heads.heads] };
-        let shape = shape(heads, segments);
-        set_through_f32(&mut dq[..rows * wide], |dq| {
-            set_through_f32(&mut dk[..rows * narrow], |dk| {
-                set_through_f32(&mut dv[..rows * narrow], |dv| attention_backward(&shape, saved, &dout, dq, dk, dv));
-            });
-        });
+        let saved = AttentionSaved {
+            q: &q[..rows * wide],
+            k: &k[..rows * narrow],
+            v: &v[..rows * narrow],
+            out: &out[..rows * wide],
+            lse: &lse[..rows * heads.heads],
+        };
+        attention_backward(
+            &shape(heads, segments),
+            saved,
+            &dout[..rows * wide],
+            &mut dq[..rows * wide],
+            &mut dk[..rows * narrow],
+            &mut dv[..rows * narrow],
+        );
     }
 
     fn swiglu_forward(&self, gate: &Aligned<E>, up: &Aligned<E>, len: usize, out: &mut Aligned<E>) {

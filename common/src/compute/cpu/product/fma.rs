@@ -1,6 +1,8 @@
 //! The f32 kernel: fused multiply-adds in vector registers, compiled for each instruction set. Every element of C is
 //! summed by one chain of fused multiply-adds over ascending k, so the bits do not depend on the instruction set.
 
+use std::slice::from_raw_parts;
+
 use pulp::{Simd, WithSimd};
 
 use super::super::simd::ARCH;
@@ -15,24 +17,58 @@ pub const ROWS: usize = 12;
 /// The pointers are good for these sizes.
 pub unsafe fn tile_product(a: *const f32, b: *const f32, k: usize, c: *mut f32, ldc: usize, accumulate: bool) {
     // SAFETY: as the caller promises; an array of f32 has the alignment of f32.
+    let (a, b) = unsafe { (from_raw_parts(a.cast::<[f32; ROWS]>(), k), from_raw_parts(b.cast::<[f32; COLUMNS]>(), k)) };
+    ARCH.dispatch(Tile { a, b, c, ldc, accumulate });
+}
+
+/// The same with A as tiles [k / 32][12][32], k a multiple of 32.
+///
+/// # Safety
+/// The pointers are good for these sizes.
+pub unsafe fn tile_product_of_tiles(a: *const f32, b: *const f32, k: usize, c: *mut f32, ldc: usize, accumulate: bool) {
+    // SAFETY: as the caller promises; an array of f32 has the alignment of f32.
     let (a, b) = unsafe {
-        (
-            std::slice::from_raw_parts(a.cast::<[f32; ROWS]>(), k),
-            std::slice::from_raw_parts(b.cast::<[f32; COLUMNS]>(), k),
-        )
+        (from_raw_parts(a.cast::<[[f32; COLUMNS]; ROWS]>(), k / COLUMNS), from_raw_parts(b.cast::<[f32; COLUMNS]>(), k))
     };
     ARCH.dispatch(Tile { a, b, c, ldc, accumulate });
 }
 
-struct Tile<'a> {
-    a: &'a [[f32; ROWS]],
+/// A panel of A.
+trait Panel: Copy {
+    /// Values of k that lie together.
+    const TOGETHER: usize;
+    /// The row'th line at k.
+    fn at(self, row: usize, k: usize) -> f32;
+}
+
+impl Panel for &[f32; ROWS] {
+    const TOGETHER: usize = 1;
+    #[inline(always)]
+    fn at(self, row: usize, _: usize) -> f32 {
+        self[row]
+    }
+}
+
+impl Panel for &[[f32; COLUMNS]; ROWS] {
+    const TOGETHER: usize = COLUMNS;
+    #[inline(always)]
+    fn at(self, row: usize, k: usize) -> f32 {
+        self[row][k]
+    }
+}
+
+struct Tile<'a, A> {
+    a: &'a [A],
     b: &'a [[f32; COLUMNS]],
     c: *mut f32,
     ldc: usize,
     accumulate: bool,
 }
 
-impl WithSimd for Tile<'_> {
+impl<'a, A> WithSimd for Tile<'a, A>
+where
+    &'a A: Panel,
+{
     type Output = ();
 
     #[inline(always)]
@@ -47,7 +83,10 @@ impl WithSimd for Tile<'_> {
     }
 }
 
-impl Tile<'_> {
+impl<'a, A> Tile<'a, A>
+where
+    &'a A: Panel,
+{
     /// All rows, R at a time; a row of B is V registers.
     #[inline(always)]
     fn rows<S: Simd, const R: usize, const V: usize>(self, simd: S) {
@@ -60,12 +99,14 @@ impl Tile<'_> {
                     sums.copy_from_slice(S::as_simd_f32s(unsafe { &*row }).0);
                 }
             }
-            for (a, b) in self.a.iter().zip(self.b) {
-                let b = S::as_simd_f32s(b).0;
-                for r in 0..R {
-                    let a = simd.splat_f32s(a[from + r]);
-                    for v in 0..V {
-                        sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
+            for (a, b) in self.a.iter().zip(self.b.chunks_exact(<&A>::TOGETHER)) {
+                for k in 0..<&A>::TOGETHER {
+                    let b = S::as_simd_f32s(&b[k]).0;
+                    for r in 0..R {
+                        let a = simd.splat_f32s(a.at(from + r, k));
+                        for v in 0..V {
+                            sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
+                        }
                     }
                 }
             }

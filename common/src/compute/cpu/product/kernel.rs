@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use bytemuck::Pod;
+use pulp::Simd;
 
 use super::super::element::Element;
 use super::pack::Lines;
@@ -75,6 +76,24 @@ pub trait Kernel: Copy + Send + Sync + 'static {
 
     /// A packed panel of A, as [`Kernel::tile`] reads it.
     fn packed_rows(self, first: *const Self::Packed) -> RowPanel;
+
+    // A tile of one product as an operand of the next. It is ROWS·32 elements, rounded to the nearest, half away from
+    // zero; `out` begins with it, and the tiles of a panel follow each other.
+
+    /// Row `row` of a tile as a line of A, whose k are the columns of the tile.
+    fn put_line<S: Simd, const V: usize>(simd: S, x: [S::f32s; V], row: usize, out: &mut [Self::Packed]);
+    /// Rows 2·pair and 2·pair + 1 of a tile as two k of B, whose columns are those of the tile.
+    fn put_pair<S: Simd, const V: usize>(simd: S, x: [[S::f32s; V]; 2], pair: usize, out: &mut [Self::Packed]);
+    /// A panel of A made of tiles, as [`Kernel::tile`] reads it; of the steps there are 32 / STEP a tile.
+    fn tiled_rows(self, first: *const Self::Packed) -> RowPanel;
+    /// As [`Kernel::pack_columns`], in the order of k that a panel of A made of tiles has.
+    fn pack_columns_for_tiles<E: Element>(
+        self,
+        columns: &Lines<E>,
+        first: usize,
+        steps: Range<usize>,
+        out: &mut [Self::Packed],
+    );
 }
 
 /// Sums of bf16 products by the tile unit of x86.
@@ -126,6 +145,44 @@ impl Kernel for Amx {
     fn packed_rows(self, first: *const u16) -> RowPanel {
         RowPanel { first: first.cast(), row: 64, half: 1024, step: 2048 }
     }
+
+    #[inline(always)]
+    fn put_line<S: Simd, const V: usize>(simd: S, x: [S::f32s; V], row: usize, out: &mut [u16]) {
+        let out = &mut out.as_chunks_mut::<32>().0[row];
+        let out: &mut [u32; 16] = bytemuck::cast_mut(out);
+        let out = S::as_mut_simd_u32s(out).0;
+        for v in 0..V / 2 {
+            out[v] = pack::two_bf16(simd, x[v], x[v + V / 2]);
+        }
+    }
+
+    #[inline(always)]
+    fn put_pair<S: Simd, const V: usize>(simd: S, [low, high]: [[S::f32s; V]; 2], pair: usize, out: &mut [u16]) {
+        let out = out.as_chunks_mut::<512>().0;
+        for half in 0..2 {
+            let out = &mut out[half].as_chunks_mut::<32>().0[pair];
+            let out: &mut [u32; 16] = bytemuck::cast_mut(out);
+            let out = S::as_mut_simd_u32s(out).0;
+            for v in 0..V / 2 {
+                let at = half * V / 2 + v;
+                out[v] = pack::two_bf16(simd, low[at], high[at]);
+            }
+        }
+    }
+
+    fn tiled_rows(self, first: *const u16) -> RowPanel {
+        self.packed_rows(first)
+    }
+
+    fn pack_columns_for_tiles<E: Element>(
+        self,
+        columns: &Lines<E>,
+        first: usize,
+        steps: Range<usize>,
+        out: &mut [u16],
+    ) {
+        pack::tiles_of_columns_by_halves(columns, first, steps, out);
+    }
 }
 
 impl Kernel for Fma {
@@ -151,8 +208,14 @@ impl Kernel for Fma {
         accumulate: bool,
         _: *const u8,
     ) {
+        let (first, k) = (a.first.cast(), steps * Self::STEP);
         // SAFETY: as the caller promises.
-        unsafe { fma::tile_product(a.first.cast(), b, steps * Self::STEP, c, ldc, accumulate) }
+        unsafe {
+            match a.row {
+                0 => fma::tile_product(first, b, k, c, ldc, accumulate),
+                _ => fma::tile_product_of_tiles(first, b, k, c, ldc, accumulate),
+            }
+        }
     }
 
     fn pack_rows<E: Element>(self, rows: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [f32]) {
@@ -165,6 +228,32 @@ impl Kernel for Fma {
 
     fn packed_rows(self, first: *const f32) -> RowPanel {
         RowPanel { first: first.cast(), row: 0, half: 0, step: 0 }
+    }
+
+    #[inline(always)]
+    fn put_line<S: Simd, const V: usize>(_: S, x: [S::f32s; V], row: usize, out: &mut [f32]) {
+        let out = &mut out.as_chunks_mut::<COLUMNS>().0[row];
+        S::as_mut_simd_f32s(out).0[..V].copy_from_slice(&x);
+    }
+
+    #[inline(always)]
+    fn put_pair<S: Simd, const V: usize>(simd: S, [low, high]: [[S::f32s; V]; 2], pair: usize, out: &mut [f32]) {
+        Self::put_line(simd, low, 2 * pair, out);
+        Self::put_line(simd, high, 2 * pair + 1, out);
+    }
+
+    fn tiled_rows(self, first: *const f32) -> RowPanel {
+        RowPanel { first: first.cast(), row: 4 * COLUMNS, half: 0, step: 4 * fma::ROWS * COLUMNS }
+    }
+
+    fn pack_columns_for_tiles<E: Element>(
+        self,
+        columns: &Lines<E>,
+        first: usize,
+        steps: Range<usize>,
+        out: &mut [f32],
+    ) {
+        self.pack_columns(columns, first, steps, out);
     }
 }
 

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use half::bf16;
+use pulp::Simd;
 
 use super::super::element::Element;
 use super::super::simd::simd;
@@ -116,8 +117,32 @@ pub(super) fn interleave<E: Element, const L: usize>(m: &Lines<E>, first: usize,
     );
 }
 
+/// bf16 of `low` and, in the upper halves, of `high`, rounded to the nearest, half away from zero.
+#[inline(always)]
+pub(super) fn two_bf16<S: Simd>(simd: S, low: S::f32s, high: S::f32s) -> S::u32s {
+    let half = simd.splat_u32s(0x8000);
+    let low = simd.add_u32s(simd.transmute_u32s_f32s(low), half);
+    let high = simd.add_u32s(simd.transmute_u32s_f32s(high), half);
+    let low = simd.wrapping_dyn_shr_u32s(low, simd.splat_u32s(16));
+    simd.or_u32s(simd.and_u32s(high, simd.splat_u32s(0xffff_0000)), low)
+}
+
+/// Swaps rows and columns.
+pub fn transpose(block: &mut [[f32; 16]; 16]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: AVX-512 is there.
+        return unsafe { tiles::transpose_block(block) };
+    }
+    for i in 0..16 {
+        for j in 0..i {
+            (block[i][j], block[j][i]) = (block[j][i], block[i][j]);
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
-pub(super) use tiles::{tiles_of_columns, tiles_of_rows};
+pub(super) use tiles::{tiles_of_columns, tiles_of_columns_by_halves, tiles_of_rows};
 
 #[cfg(target_arch = "x86_64")]
 mod tiles {
@@ -132,24 +157,37 @@ mod tiles {
     pub fn tiles_of_rows<E: Element>(m: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [u16]) {
         assert!(out.len() >= steps.len() * LINES * STEP && is_x86_feature_detected!("avx512bf16"));
         // SAFETY: AVX-512 with BF16 is there; `out` is large enough.
-        unsafe { pack(m, first, steps, m.k_stride != 1, out.as_mut_ptr()) }
+        unsafe { pack::<E, false>(m, first, steps, m.k_stride != 1, out.as_mut_ptr()) }
     }
 
     pub fn tiles_of_columns<E: Element>(m: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [u16]) {
         assert!(out.len() >= steps.len() * LINES * STEP && is_x86_feature_detected!("avx512bf16"));
         // SAFETY: AVX-512 with BF16 is there; `out` is large enough.
-        unsafe { pack(m, first, steps, m.k_stride == 1, out.as_mut_ptr()) }
+        unsafe { pack::<E, false>(m, first, steps, m.k_stride == 1, out.as_mut_ptr()) }
+    }
+
+    /// The same with pairs (k, k + 16).
+    pub fn tiles_of_columns_by_halves<E: Element>(m: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [u16]) {
+        assert!(out.len() >= steps.len() * LINES * STEP && is_x86_feature_detected!("avx512bf16"));
+        // SAFETY: AVX-512 with BF16 is there; `out` is large enough.
+        unsafe { pack::<E, true>(m, first, steps, m.k_stride == 1, out.as_mut_ptr()) }
     }
 
     /// # Safety
     /// `out` has 1024 elements a step.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn pack<E: Element>(m: &Lines<E>, first: usize, steps: Range<usize>, transposed: bool, out: *mut u16) {
+    unsafe fn pack<E: Element, const HALVES: bool>(
+        m: &Lines<E>,
+        first: usize,
+        steps: Range<usize>,
+        transposed: bool,
+        out: *mut u16,
+    ) {
         for (at, step) in steps.enumerate() {
             for half in 0..2 {
                 // SAFETY: reads are masked to the matrix; `out` holds two tiles of 512 a step.
                 unsafe {
-                    let mut rows = load(m, first + half * 16, step * STEP);
+                    let mut rows = load::<E, HALVES>(m, first + half * 16, step * STEP);
                     if transposed {
                         transpose(&mut rows);
                     }
@@ -162,13 +200,14 @@ mod tiles {
         }
     }
 
-    /// 16 lines × 32 k. Where k are neighbours: 16 rows of 32 k. Where lines are: 16 rows of pairs (k, k + 1).
+    /// 16 lines × 32 k. Where k are neighbours: 16 rows of 32 k. Where lines are: 16 rows of pairs (k, k + 1). With
+    /// `HALVES`, k come as 0, 16, 1, 17 … 31.
     ///
     /// # Safety
     /// AVX-512 with BF16.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn load<E: Element>(m: &Lines<E>, line: usize, k: usize) -> [__m512i; 16] {
+    unsafe fn load<E: Element, const HALVES: bool>(m: &Lines<E>, line: usize, k: usize) -> [__m512i; 16] {
         let mut rows = [_mm512_setzero_si512(); 16];
         if m.k_stride == 1 {
             let inside = m.k.saturating_sub(k).min(32);
@@ -176,16 +215,19 @@ mod tiles {
             for (i, row) in rows.iter_mut().enumerate().take(m.lines.saturating_sub(line)) {
                 // SAFETY: the line exists, and of it what lies before m.k.
                 *row = unsafe { E::load_32(m.at(line + i, k), mask) };
+                if HALVES {
+                    *row = interleaved(*row);
+                }
             }
         } else {
             let inside = m.lines.saturating_sub(line).min(16);
             let mask = ((1u32 << inside) - 1) as u16;
             let of_pair = |k: usize| if k < m.k { mask } else { 0 };
             for (pair, row) in rows.iter_mut().enumerate() {
-                let k = k + 2 * pair;
-                let masks = [of_pair(k), of_pair(k + 1)];
+                let (k, other) = if HALVES { (k + pair, k + pair + 16) } else { (k + 2 * pair, k + 2 * pair + 1) };
+                let masks = [of_pair(k), of_pair(other)];
                 // SAFETY: masked to the lines and k that exist.
-                *row = interleaved(unsafe { E::load_16_16(m.at(line, k), m.at(line, k + 1), masks) });
+                *row = interleaved(unsafe { E::load_16_16(m.at(line, k), m.at(line, other), masks) });
             }
         }
         rows
@@ -200,6 +242,17 @@ mod tiles {
             1, 16, 0,
         );
         _mm512_permutexvar_epi16(order, x)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub fn transpose_block(block: &mut [[f32; 16]; 16]) {
+        // SAFETY: a row is 64 bytes.
+        let mut rows = std::array::from_fn(|i| unsafe { _mm512_loadu_si512(block[i].as_ptr().cast()) });
+        transpose(&mut rows);
+        for (to, row) in block.iter_mut().zip(rows) {
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), row) };
+        }
     }
 
     /// 16 × 16 elements of 32 bits.

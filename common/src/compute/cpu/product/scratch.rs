@@ -20,6 +20,11 @@ impl Scratch {
         self.0.as_mut().map_or(&mut [], |held| bytemuck::cast_slice_mut(&mut held[..bytes]))
     }
 
+    /// All that was ever taken.
+    pub fn held<T: AnyBitPattern + NoUninit>(&self) -> &[T] {
+        self.0.as_ref().map_or(&[], |held| bytemuck::cast_slice(&held[..held.len() / size_of::<T>() * size_of::<T>()]))
+    }
+
     pub fn bytes(&self) -> usize {
         self.0.as_ref().map_or(0, |held| held.len())
     }

@@ -1,8 +1,7 @@
 //! Attention against PyTorch, against plain loops in f64, and against itself on other numbers of threads.
 
-use super::attention::{Attention, attention_forward};
-use super::attention_backward::{AttentionSaved, attention_backward};
-use super::testing::{assert_close, check_gradient, fixture, on_thread_pools, random};
+use super::{Attention, AttentionSaved, attention_backward, attention_forward};
+use crate::compute::cpu::testing::{assert_close, check_gradient, fixture, on_thread_pools, random};
 
 /// dq, dk, dv and, before them, out and lse.
 fn run(shape: &Attention, q: &[f32], k: &[f32], v: &[f32], dout: &[f32]) -> [Vec<f32>; 5] {

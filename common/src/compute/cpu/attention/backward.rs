@@ -1,0 +1,478 @@
+//! The gradient of [`attention`](super), whose probabilities are recomputed from the scores and lse
+//! (Dao et al., 2022, algorithm 4): P = exp(S - lse), dV = Pᵀ·dO, dP = dO·Vᵀ, dS = P∘(dP - D) with
+//! D = rowsum(dO∘O), dQ = dS·K/√hd, dK = dSᵀ·Q/√hd.
+//!
+//! Blocks of queries meet all keys that they see; dKᵀ and dVᵀ are summed over them, and over the parts of a long
+//! sequence in their order.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use super::tile::{ScoreGradients, mask};
+use super::{
+    Attention, Panels, Part, Shared, by_dimensions, by_rows, pack_columns, pack_columns_for_tiles, pack_rows, steps,
+    steps_of_tiles,
+};
+use crate::compute::cpu::element::Element;
+use crate::compute::cpu::product::{COLUMNS, Kernel, Scratch, Work, transpose, with_kernel};
+use crate::compute::cpu::simd::simd;
+use crate::quant::lanes::{LANES, join};
+
+/// Queries of a block: whole panels of every kernel.
+const QUERIES: usize = 192;
+/// Tiles of keys that a block of queries meets at a time.
+const KEYS: usize = 4;
+/// Scores of a part.
+const PART_SCORES: usize = 1 << 20;
+
+/// What the forward pass read and wrote.
+#[derive(Clone, Copy)]
+pub struct AttentionSaved<'a, E> {
+    pub q: &'a [E],
+    pub k: &'a [E],
+    pub v: &'a [E],
+    pub out: &'a [E],
+    pub lse: &'a [f32],
+}
+
+/// Sets dq, dk and dv.
+pub fn attention_backward<E: Element>(
+    shape: &Attention,
+    saved: AttentionSaved<E>,
+    dout: &[E],
+    dq: &mut [E],
+    dk: &mut [E],
+    dv: &mut [E],
+) {
+    with_kernel::<E, _>(Backward { shape, saved, dout, dq, dk, dv });
+}
+
+pub(super) struct Backward<'a, E> {
+    pub shape: &'a Attention<'a>,
+    pub saved: AttentionSaved<'a, E>,
+    pub dout: &'a [E],
+    pub dq: &'a mut [E],
+    pub dk: &'a mut [E],
+    pub dv: &'a mut [E],
+}
+
+impl<E: Element> Work for Backward<'_, E> {
+    type Output = ();
+
+    fn run<K: Kernel>(self, kernel: K) {
+        let Backward { shape, saved, dout, dq, dk, dv } = self;
+        shape.check(saved.q, saved.k, saved.v);
+        let (q_len, kv_len) = (saved.q.len(), saved.k.len());
+        assert!(saved.out.len() == q_len && saved.lse.len() * shape.head_dim == q_len, "attention: shapes of out, lse");
+        assert!(dout.len() == q_len && dq.len() == q_len, "attention: shapes of dout, dq");
+        assert!(dk.len() == kv_len && dv.len() == kv_len, "attention: shapes of dk, dv");
+        let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
+        shape.parts(QUERIES, PART_SCORES).into_par_iter().with_max_len(1).for_each(|parts| {
+            let sum = |part: &Part| {
+                let mut sums = POOL.lock().expect("no thread panics").pop().unwrap_or_default();
+                HELD.with_borrow_mut(|held| {
+                    backward_part(kernel, shape, saved, dout, part, held, sums.start::<K>(shape, part), &dq);
+                });
+                sums
+            };
+            let mut sums: Vec<Sums> = parts.par_iter().with_max_len(1).map(sum).collect();
+            let last = &parts[parts.len() - 1];
+            (0..last.queries.end.div_ceil(COLUMNS)).into_par_iter().with_min_len(4).for_each(|tile| {
+                // SAFETY: the keys of this tile and head are written here only.
+                unsafe { store_tile::<K, E>(shape, last, tile, &sums, &dk, &dv) };
+            });
+            POOL.lock().expect("no thread panics").append(&mut sums);
+        });
+    }
+}
+
+/// dKᵀ and dVᵀ of a part, by tiles of keys: [tiles][2][head_dim in whole panels][32].
+#[derive(Default)]
+struct Sums {
+    held: Scratch,
+    tiles: Range<usize>,
+    /// Elements of a tile.
+    stride: usize,
+}
+
+/// What threads have summed in, for the next call.
+static POOL: Mutex<Vec<Sums>> = Mutex::new(Vec::new());
+
+impl Sums {
+    fn start<K: Kernel>(&mut self, shape: &Attention, part: &Part) -> &mut [f32] {
+        self.tiles = shape.tiles(&part.queries);
+        self.stride = 2 * shape.head_dim.next_multiple_of(K::ROWS) * COLUMNS;
+        self.held.take::<f32>(self.tiles.len() * self.stride)
+    }
+
+    fn tile(&self, tile: usize) -> Option<&[f32]> {
+        let at = tile.checked_sub(self.tiles.start).filter(|at| *at < self.tiles.len())?;
+        Some(&self.held.held::<f32>()[at * self.stride..][..self.stride])
+    }
+}
+
+/// # Safety
+/// Nobody else holds the keys of this tile and head.
+unsafe fn store_tile<K: Kernel, E: Element>(
+    shape: &Attention,
+    part: &Part,
+    tile: usize,
+    sums: &[Sums],
+    dk: &Shared<E>,
+    dv: &Shared<E>,
+) {
+    let hd = shape.head_dim;
+    let keys = tile * COLUMNS..part.queries.end.min((tile + 1) * COLUMNS);
+    for (which, (to, factor)) in [(dk, shape.scale()), (dv, 1.0)].into_iter().enumerate() {
+        let first_row = which * hd.next_multiple_of(K::ROWS);
+        for (half, dimension) in (0..hd).step_by(16).flat_map(|d| [(0, d), (16, d)]) {
+            let dimensions = 16.min(hd - dimension);
+            let mut block = [[0.0; 16]; 16];
+            for sums in sums.iter().filter_map(|sums| sums.tile(tile)) {
+                let rows = &sums.as_chunks::<COLUMNS>().0[first_row + dimension..][..dimensions];
+                add_halves(rows, half, factor, &mut block);
+            }
+            transpose(&mut block);
+            for (key, from) in keys.clone().skip(half).zip(&block) {
+                let at = (part.start + key) * shape.kv_width() + part.kv_head * hd + dimension;
+                // SAFETY: as the caller promises.
+                round(from, unsafe { to.part(at, dimensions) });
+            }
+        }
+    }
+}
+
+/// Adds 16 columns of some rows, from column `half` on.
+fn add_halves(rows: &[[f32; COLUMNS]], half: usize, factor: f32, to: &mut [[f32; 16]; 16]) {
+    simd(
+        #[inline(always)]
+        || {
+            for (to, row) in to.iter_mut().zip(rows) {
+                // Copies, which cannot overlap: else this stays scalar.
+                let (mut sum, row) = (*to, row[half..].as_chunks::<16>().0[0]);
+                for (sum, x) in sum.iter_mut().zip(row) {
+                    *sum += x * factor;
+                }
+                *to = sum;
+            }
+        },
+    );
+}
+
+fn round<E: Element>(from: &[f32; 16], to: &mut [E]) {
+    simd(
+        #[inline(always)]
+        || match <&mut [E; 16]>::try_from(&mut *to) {
+            Ok(to) => {
+                for (to, x) in to.iter_mut().zip(from) {
+                    *to = E::from_f32(*x);
+                }
+            }
+            Err(_) => {
+                for (to, x) in to.iter_mut().zip(from) {
+                    *to = E::from_f32(*x);
+                }
+            }
+        },
+    );
+}
+
+#[derive(Default)]
+struct Held {
+    k_columns: Scratch,
+    v_columns: Scratch,
+    k_for_tiles: Scratch,
+    q_rows: Scratch,
+    dout_rows: Scratch,
+    q_dimensions: Scratch,
+    dout_dimensions: Scratch,
+    /// Two tiles of scores and two of dP.
+    scores: Scratch,
+    /// P and dS of a block: [KEYS][panels of queries][tile] as B, [panels of queries][KEYS][tile] as A.
+    p_columns: Scratch,
+    ds_columns: Scratch,
+    ds_lines: Scratch,
+    /// [queries, head_dim in whole panels]
+    dq: Scratch,
+    /// Of each query: lse in units of ln 2, and D.
+    reference: Vec<f32>,
+    d: Vec<f32>,
+}
+
+thread_local!(static HELD: RefCell<Held> = RefCell::default());
+
+#[allow(clippy::too_many_arguments)]
+fn backward_part<K: Kernel, E: Element>(
+    kernel: K,
+    shape: &Attention,
+    saved: AttentionSaved<E>,
+    dout: &[E],
+    part: &Part,
+    held: &mut Held,
+    sums: &mut [f32],
+    dq: &Shared<E>,
+) {
+    let (hd, width, kv_width) = (shape.head_dim, shape.q_width(), shape.kv_width());
+    let tiles = shape.tiles(&part.queries);
+    let (row, n) = (part.start + tiles.start * COLUMNS, part.queries.end - tiles.start * COLUMNS);
+    let keys = by_rows(saved.k, kv_width, row, n, part.kv_head, hd);
+    let values = by_rows(saved.v, kv_width, row, n, part.kv_head, hd);
+    let keys_across = by_dimensions(saved.k, kv_width, row, n, part.kv_head, hd);
+    let tile = K::ROWS * COLUMNS;
+    let most_panels = QUERIES.min(part.queries.len()).div_ceil(K::ROWS);
+    let _session = kernel.begin();
+    let mut block = Block {
+        kernel,
+        shape,
+        first_tile: tiles.start,
+        k_columns: pack_columns(kernel, &keys, &mut held.k_columns),
+        v_columns: pack_columns(kernel, &values, &mut held.v_columns),
+        k_for_tiles: pack_columns_for_tiles(kernel, &keys_across, &mut held.k_for_tiles),
+        scores: held.scores.take::<f32>(4 * tile),
+        p_columns: held.p_columns.take::<K::Packed>(KEYS * most_panels * tile),
+        ds_columns: held.ds_columns.take::<K::Packed>(KEYS * most_panels * tile),
+        ds_lines: held.ds_lines.take::<K::Packed>(KEYS * most_panels * tile),
+        dq: held.dq.take::<f32>(most_panels * K::ROWS * hd.next_multiple_of(COLUMNS)),
+        reference: &mut held.reference,
+        d: &mut held.d,
+        sums,
+        started: vec![false; tiles.len()],
+    };
+    for head in part.kv_head * shape.group()..(part.kv_head + 1) * shape.group() {
+        for first in part.queries.clone().step_by(QUERIES) {
+            let queries = first..part.queries.end.min(first + QUERIES);
+            let (row, n) = (part.start + first, queries.len());
+            let across = n.div_ceil(K::ROWS) * K::ROWS / K::STEP;
+            let of_queries = Queries {
+                q_rows: pack_rows(kernel, &by_rows(saved.q, width, row, n, head, hd), steps::<K>(hd), &mut held.q_rows),
+                dout_rows: pack_rows(
+                    kernel,
+                    &by_rows(dout, width, row, n, head, hd),
+                    steps::<K>(hd),
+                    &mut held.dout_rows,
+                ),
+                q_dimensions: pack_rows(
+                    kernel,
+                    &by_dimensions(saved.q, width, row, n, head, hd),
+                    across,
+                    &mut held.q_dimensions,
+                ),
+                dout_dimensions: pack_rows(
+                    kernel,
+                    &by_dimensions(dout, width, row, n, head, hd),
+                    across,
+                    &mut held.dout_dimensions,
+                ),
+            };
+            block.statistics(saved, dout, row, n, head);
+            block.run(&of_queries, &queries);
+            // SAFETY: these rows of this head are this part's alone.
+            unsafe { block.store(row, n, head, dq) };
+        }
+    }
+}
+
+/// A block of queries of one head, as operands.
+struct Queries<'a, K: Kernel> {
+    q_rows: Panels<'a, K>,
+    dout_rows: Panels<'a, K>,
+    q_dimensions: Panels<'a, K>,
+    dout_dimensions: Panels<'a, K>,
+}
+
+/// Blocks of queries against the keys of a part.
+struct Block<'a, K: Kernel> {
+    kernel: K,
+    shape: &'a Attention<'a>,
+    first_tile: usize,
+    k_columns: Panels<'a, K>,
+    v_columns: Panels<'a, K>,
+    k_for_tiles: Panels<'a, K>,
+    scores: &'a mut [f32],
+    p_columns: &'a mut [K::Packed],
+    ds_columns: &'a mut [K::Packed],
+    ds_lines: &'a mut [K::Packed],
+    dq: &'a mut [f32],
+    reference: &'a mut Vec<f32>,
+    d: &'a mut Vec<f32>,
+    sums: &'a mut [f32],
+    /// Of each tile of keys, whether `sums` holds something.
+    started: Vec<bool>,
+}
+
+impl<K: Kernel> Block<'_, K> {
+    const TILE: usize = K::ROWS * COLUMNS;
+
+    /// lse and D of n queries; what fills up the last panel has probabilities of 0.
+    fn statistics<E: Element>(&mut self, saved: AttentionSaved<E>, dout: &[E], row: usize, n: usize, head: usize) {
+        let Attention { heads, head_dim: hd, .. } = *self.shape;
+        let padded = n.next_multiple_of(K::ROWS);
+        self.reference.clear();
+        self.d.clear();
+        simd(
+            #[inline(always)]
+            || {
+                for at in (row..row + n).map(|row| row * heads + head) {
+                    self.reference.push(saved.lse[at] * std::f32::consts::LOG2_E);
+                    self.d.push(dot(&saved.out[at * hd..(at + 1) * hd], &dout[at * hd..(at + 1) * hd]));
+                }
+            },
+        );
+        self.reference.resize(padded, f32::MAX);
+        self.d.resize(padded, 0.0);
+    }
+
+    fn run(&mut self, of: &Queries<K>, queries: &Range<usize>) {
+        let panels = queries.len().div_ceil(K::ROWS);
+        let of_panel = |i: usize| {
+            let first = queries.start + i * K::ROWS;
+            first..queries.end.min(first + K::ROWS)
+        };
+        let mut started = vec![false; panels];
+        let tiles = self.shape.tiles(queries);
+        for from in tiles.clone().step_by(KEYS) {
+            let some = from..tiles.end.min(from + KEYS);
+            let of_tiles = |i: usize| {
+                let seen = self.shape.tiles(&of_panel(i));
+                seen.start.max(some.start)..seen.end.min(some.end)
+            };
+            let seen: Vec<Range<usize>> = (0..panels).map(of_tiles).collect();
+            let pairs: Vec<(usize, usize)> = (0..panels).flat_map(|i| seen[i].clone().map(move |t| (i, t))).collect();
+            for (at, (i, tile)) in pairs.iter().copied().enumerate() {
+                if at == 0 {
+                    self.score(of, i, tile, 0);
+                }
+                if let Some((i, tile)) = pairs.get(at + 1) {
+                    // Before this tile's exponentials, so that both go on at once.
+                    self.score(of, *i, *tile, (at + 1) % 2);
+                }
+                if self.shape.masks(&of_panel(i), tile) {
+                    self.mask(of_panel(i).start, tile, at % 2);
+                }
+                self.gradients(i, panels, tile - from, at % 2);
+            }
+            for tile in some.clone() {
+                let Some(first) = seen.iter().position(|seen| seen.contains(&tile)) else { continue };
+                let end = panels - seen.iter().rev().position(|seen| seen.contains(&tile)).expect("there is one");
+                self.sum_for_keys(of, first..end, panels, tile, tile - from);
+            }
+            for (i, seen) in seen.into_iter().enumerate().filter(|(_, seen)| !seen.is_empty()) {
+                self.sum_for_queries(i, seen, from, started[i]);
+                started[i] = true;
+            }
+        }
+    }
+
+    fn width(&self) -> usize {
+        self.shape.head_dim.next_multiple_of(COLUMNS)
+    }
+
+    /// S and dP of a tile.
+    fn score(&mut self, of: &Queries<K>, panel: usize, tile: usize, place: usize) {
+        let tile = tile - self.first_tile;
+        let products = [(&of.q_rows, &self.k_columns), (&of.dout_rows, &self.v_columns)];
+        for (which, (rows, columns)) in products.into_iter().enumerate() {
+            let (a, b) = (self.kernel.packed_rows(rows.panel(panel).as_ptr()), columns.panel(tile));
+            let c = self.scores[(2 * place + which) * Self::TILE..][..Self::TILE].as_mut_ptr();
+            let ahead = b.as_ptr().wrapping_add(b.len()).cast();
+            // SAFETY: a session lives; the panels are whole and equally deep, the tile is ours.
+            unsafe { self.kernel.tile(a, b.as_ptr(), rows.steps, c, COLUMNS, false, ahead) };
+        }
+    }
+
+    fn mask(&mut self, first: usize, tile: usize, place: usize) {
+        mask(&mut self.scores[2 * place * Self::TILE..][..Self::TILE], self.shape, first, tile);
+    }
+
+    /// P and dS of a tile.
+    fn gradients(&mut self, panel: usize, panels: usize, tile: usize, place: usize) {
+        let (scores, dp) = self.scores[2 * place * Self::TILE..].split_at(Self::TILE);
+        let (columns, lines) = ((tile * panels + panel) * Self::TILE, (panel * KEYS + tile) * Self::TILE);
+        let rows = panel * K::ROWS..(panel + 1) * K::ROWS;
+        let pass = ScoreGradients::<K> {
+            scores,
+            dp,
+            scale: self.shape.scale_of_2(),
+            reference: &self.reference[rows.clone()],
+            d: &self.d[rows],
+            p_columns: &mut self.p_columns[columns..][..Self::TILE],
+            ds_columns: &mut self.ds_columns[columns..][..Self::TILE],
+            ds_lines: &mut self.ds_lines[lines..][..Self::TILE],
+        };
+        pass.run();
+    }
+
+    /// dKᵀ += Qᵀ·dS and dVᵀ += dOᵀ·P of a tile of keys, over `seen` panels of queries.
+    fn sum_for_keys(&mut self, of: &Queries<K>, seen: Range<usize>, panels: usize, tile: usize, place: usize) {
+        let (rows, tile) = (self.shape.head_dim.next_multiple_of(K::ROWS), tile - self.first_tile);
+        let (first, steps) = (seen.start * K::ROWS / K::STEP, seen.len() * K::ROWS / K::STEP);
+        let at = (place * panels + seen.start) * Self::TILE;
+        let products = [(&of.q_dimensions, &self.ds_columns), (&of.dout_dimensions, &self.p_columns)];
+        for (which, (a, b)) in products.into_iter().enumerate() {
+            let b = &b[at..][..seen.len() * Self::TILE];
+            let sums = &mut self.sums[(2 * tile + which) * rows * COLUMNS..][..rows * COLUMNS];
+            for (panel, c) in sums.chunks_exact_mut(Self::TILE).enumerate() {
+                let a = self.kernel.packed_rows(a.at(panel, first..first + steps).as_ptr());
+                let ahead = b.as_ptr().wrapping_add(b.len()).cast();
+                // SAFETY: a session lives; both operands have these steps, the tile is ours.
+                unsafe { self.kernel.tile(a, b.as_ptr(), steps, c.as_mut_ptr(), COLUMNS, self.started[tile], ahead) };
+            }
+        }
+        self.started[tile] = true;
+    }
+
+    /// dQ += dS·K of a panel of queries, over the tiles of keys that it has seen.
+    fn sum_for_queries(&mut self, panel: usize, seen: Range<usize>, from: usize, started: bool) {
+        let (width, steps) = (self.width(), steps_of_tiles::<K>(seen.len()));
+        let first = steps_of_tiles::<K>(seen.start - self.first_tile);
+        let lines = &self.ds_lines[(panel * KEYS + seen.start - from) * Self::TILE..][..seen.len() * Self::TILE];
+        let a = self.kernel.tiled_rows(lines.as_ptr());
+        let dq = &mut self.dq[panel * K::ROWS * width..][..K::ROWS * width];
+        for columns in 0..width / COLUMNS {
+            let b = self.k_for_tiles.at(columns, first..first + steps);
+            let ahead = b.as_ptr().wrapping_add(b.len()).cast();
+            // SAFETY: as above; dq has ROWS rows of `width`.
+            unsafe {
+                self.kernel.tile(a, b.as_ptr(), steps, dq[columns * COLUMNS..].as_mut_ptr(), width, started, ahead)
+            };
+        }
+    }
+
+    /// # Safety
+    /// Nobody else holds these rows of this head.
+    unsafe fn store<E: Element>(&self, row: usize, n: usize, head: usize, dq: &Shared<E>) {
+        let Attention { heads, head_dim: hd, .. } = *self.shape;
+        let factor = self.shape.scale();
+        simd(
+            #[inline(always)]
+            || {
+                for (i, from) in self.dq.chunks_exact(self.width()).take(n).enumerate() {
+                    // SAFETY: as the caller promises.
+                    let to = unsafe { dq.part(((row + i) * heads + head) * hd, hd) };
+                    for (to, x) in to.iter_mut().zip(from) {
+                        *to = E::from_f32(x * factor);
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// Σ xᵢyᵢ in a fixed order.
+#[inline(always)]
+fn dot<E: Element>(x: &[E], y: &[E]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    for (x, y) in x.iter().zip(y) {
+        for lane in 0..LANES {
+            sums[lane] = x[lane].to_f32().mul_add(y[lane].to_f32(), sums[lane]);
+        }
+    }
+    for (sum, (x, y)) in sums.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *sum = x.to_f32().mul_add(y.to_f32(), *sum);
+    }
+    join(sums)
+}
