@@ -178,7 +178,9 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
     let scale = (0..n * groups).map(|i| transposed[i % groups * n + i / groups]).collect();
     let signed = |i: usize| f32::from(unsigned(i / groups, i % groups)) - 8.0;
     let zero = scheme.asymmetric.then(|| (0..n * groups).map(signed).collect());
-    Ok(Integers { codes: read_codes(qweight.bytes(), n, k), grid: LinearGrid { scale, zero } })
+    let mut codes = at.room(n * k);
+    read_codes(qweight.bytes(), n, k, &mut codes);
+    Ok(Integers { codes, grid: LinearGrid { scale, zero } })
 }
 
 /// Unsigned zero points [G, N].
@@ -206,8 +208,7 @@ fn nibble(bytes: &[u8], i: usize) -> u8 {
     bytes[i / 8 * 4 + place / 2] >> (place % 2 * 4) & 15
 }
 
-fn read_codes(qweight: &[u8], n: usize, k: usize) -> Vec<u8> {
-    let mut codes = vec![0; n * k];
+fn read_codes(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
     codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
         let from = &qweight[tile * ROWS / 2..];
         simd(
@@ -219,7 +220,6 @@ fn read_codes(qweight: &[u8], n: usize, k: usize) -> Vec<u8> {
             },
         )
     });
-    codes
 }
 
 /// Up to [`READ_COLUMNS`] columns from `first` on, of up to [`ROWS`] rows: `words` begins with the first of them.

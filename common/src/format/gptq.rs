@@ -228,12 +228,13 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, versi
     let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
     at.no_bias(linear)?;
     let scale = (0..n * groups).map(|i| transposed[i % groups * n + i / groups]).collect();
-    let codes = match bits {
-        2 => read_codes::<2>(qweight.bytes(), n, k),
-        3 => read_codes::<3>(qweight.bytes(), n, k),
-        4 => read_codes::<4>(qweight.bytes(), n, k),
-        _ => read_codes::<8>(qweight.bytes(), n, k),
-    };
+    let mut codes = at.room(n * k);
+    match bits {
+        2 => read_codes::<2>(qweight.bytes(), n, k, &mut codes),
+        3 => read_codes::<3>(qweight.bytes(), n, k, &mut codes),
+        4 => read_codes::<4>(qweight.bytes(), n, k, &mut codes),
+        _ => read_codes::<8>(qweight.bytes(), n, k, &mut codes),
+    }
     Ok(Integers { codes, grid: LinearGrid { scale, zero } })
 }
 
@@ -290,8 +291,7 @@ fn read_zeros(
     Ok(scheme.asymmetric.then_some(zero))
 }
 
-fn read_codes<const BITS: usize>(qweight: &[u8], n: usize, k: usize) -> Vec<u8> {
-    let mut codes = vec![0; n * k];
+fn read_codes<const BITS: usize>(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
     codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
         simd(
             #[inline(always)]
@@ -303,7 +303,6 @@ fn read_codes<const BITS: usize>(qweight: &[u8], n: usize, k: usize) -> Vec<u8> 
             },
         )
     });
-    codes
 }
 
 /// Up to [`COLUMNS`] columns from `first` on, of up to [`ROWS`] rows: `qweight` begins with the first word of them.
