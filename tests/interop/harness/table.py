@@ -72,7 +72,7 @@ def cell_text(cell, notes):
         what = "the same with activations left in float, beside `eval`"
         if "weights_only_nll" not in cell.answer:
             what = "beside transformers' simulation of 8-bit activations"
-        said = f"W8A8, see below; compared instead: {what}: {percent(cell.ppl / cell.against)}"
+        said = f"W8A8, see above; compared instead: {what}: {percent(cell.ppl / cell.against)}"
         text += " " + notes.number(said)
     if not cell.claims:
         text += " " + notes.number(f"loads, though `fold` says that it does not: {cell.claim_note}")
@@ -87,10 +87,11 @@ def w8a8(engines, cells):
     told = ", ".join(f"{engines[c.engine]} {percent(c.answer['ppl'] / c.own)} at {c.scheme}" for c in found)
     return [
         "",
-        f"**W8A8 (int-quantized) is not within 1 % of `eval`**: {told}. The engines round the activations of each token to",
-        "8 bits there, and `eval` never does. So this row does not show that `eval` tells what these engines give:",
-        "it shows that the weights are read right (transformers with activations left in float, beside `eval`: 0.1 %) and",
-        "that vLLM's kernels do what transformers simulates (1 %). Those two figures are in the notes.",
+        f"**W8A8 (int-quantized) is not within 1 % of `eval`**: {told}.",
+        "The engines round the activations of each token to 8 bits there, and `eval` never does. So this row does not show",
+        "that `eval` tells what these engines give: it shows that the weights are read right (transformers with activations",
+        "left in float, beside `eval`: 0.1 %) and that vLLM's kernels do what transformers simulates (1 %). Those two figures",
+        "are in the notes.",
     ]
 
 
