@@ -116,8 +116,9 @@ impl GgufLlama {
         }
     }
 
-    /// The integers of a linear (its Hugging Face name without `.weight`) in Hugging Face order.
-    pub fn integers(&self, linear: &str, scheme: Scheme) -> Result<Integers> {
+    /// The integers of a linear (its Hugging Face name without `.weight`) in Hugging Face order; `room` is memory for
+    /// them, if there is some.
+    pub fn integers(&self, linear: &str, scheme: Scheme, room: Vec<u8>) -> Result<Integers> {
         let name = format!("{linear}.weight");
         let (tensor, stored) = self.find(&name)?;
         let refuse = |found: String| {
@@ -126,7 +127,7 @@ impl GgufLlama {
         };
         let &[n, k] = tensor.shape.as_slice() else { return Err(refuse(format!("shape {:?}", tensor.shape))) };
         let bytes = self.gguf.stored(stored)?;
-        let mut read = decode(self.gguf.info(stored)?.ty, scheme, n, k, bytes).map_err(refuse)?;
+        let mut read = decode(self.gguf.info(stored)?.ty, scheme, n, k, bytes, room).map_err(refuse)?;
         self.gguf.forget(bytes);
         if let Some(heads) = self.rotated_heads(&name) {
             let (head_dim, groups) = (self.widths.head_dim, scheme.groups(k));
