@@ -27,3 +27,11 @@ pub fn join(mut sums: [f32; LANES]) -> f32 {
     }
     sums[0]
 }
+
+/// The first value that is not finite.
+#[inline(always)]
+pub fn not_finite(values: &[f32]) -> Option<usize> {
+    // A look at all of them is vectorized, a search is not.
+    let any = values.iter().fold(false, |any, v| any | !v.is_finite());
+    if any { values.iter().position(|v| !v.is_finite()) } else { None }
+}

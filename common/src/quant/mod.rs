@@ -8,6 +8,7 @@ pub mod lowrank;
 pub mod pack;
 pub mod phi;
 pub mod scheme;
+mod search;
 
 pub use integers::{Integers, LinearGrid};
 pub use phi::Phi;
