@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::data::tokenizer;
 use crate::error::{Error, Result};
 use crate::format::gguf::llama::GgufLlama;
+use crate::format::mmap::Mmap;
 use crate::format::safetensors::TensorFile;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;
@@ -63,7 +64,7 @@ impl FloatModel {
     pub fn fingerprint(&self) -> Result<String> {
         let mut hash = blake3::Hasher::new();
         match &self.weights {
-            Weights::Gguf(gguf) => sample(gguf.gguf().bytes(), &mut hash),
+            Weights::Gguf(gguf) => sample(gguf.gguf().map(), &mut hash),
             Weights::Safetensors(files) => {
                 hash.update(self.config_json.to_string().as_bytes());
                 files.sample(&mut hash);
@@ -221,7 +222,7 @@ impl WeightFiles {
         for file in &self.files {
             let name = file.path().file_name().unwrap_or_default();
             hash.update(name.as_encoded_bytes());
-            sample(file.bytes(), hash);
+            sample(file.map(), hash);
         }
     }
 }
@@ -244,7 +245,7 @@ pub(super) fn read_gguf(gguf: &GgufLlama, name: &str, shape: &[usize]) -> Result
 }
 
 /// Length, the first MiB, and 256 blocks spread over the rest.
-pub(super) fn sample(bytes: &[u8], hash: &mut blake3::Hasher) {
+pub(super) fn sample(bytes: &Mmap, hash: &mut blake3::Hasher) {
     const HEAD: usize = 1 << 20;
     const BLOCK: usize = 4096;
     hash.update(&(bytes.len() as u64).to_le_bytes());
@@ -253,7 +254,11 @@ pub(super) fn sample(bytes: &[u8], hash: &mut blake3::Hasher) {
     for i in 0..256 {
         let from = HEAD + rest / 256 * i;
         if from < bytes.len() {
-            hash.update(&bytes[from..(from + BLOCK).min(bytes.len())]);
+            let block = &bytes[from..(from + BLOCK).min(bytes.len())];
+            hash.update(block);
+            // A block may make 2 MiB of the file resident.
+            bytes.forget(block);
         }
     }
+    bytes.forget(&bytes[..bytes.len().min(HEAD)]);
 }

@@ -98,7 +98,7 @@ impl Gguf {
     }
 
     /// The whole file.
-    pub fn bytes(&self) -> &[u8] {
+    pub fn map(&self) -> &Mmap {
         &self.map
     }
 
