@@ -75,6 +75,7 @@ impl Tensor {
     }
 
     /// Elements `range` of a floating-point tensor as f32.
+    #[inline(always)]
     pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) {
         let size = self.dtype.bitsize() / 8;
         decode_f32(&self.bytes()[range.start * size..range.end * size], self.dtype, out);

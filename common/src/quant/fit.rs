@@ -1,9 +1,10 @@
 //! Fits the grid of one row (one output channel's group): min-max, or the L^p search.
 
+use std::array;
 use std::fmt;
 use std::str::FromStr;
 
-use super::lanes::LANES;
+use super::lanes::{self, LANES};
 use super::search::Search;
 use super::{Scheme, grid};
 use crate::error::{Error, Result};
@@ -57,17 +58,25 @@ impl Fitter {
 /// The least and the largest weight, or zero.
 #[inline(always)]
 fn span(w: &[f32]) -> (f32, f32) {
-    // Comparisons, since what min and max say of numbers that are none keeps a loop from being vectorized.
     let (mut low, mut high) = ([0f32; LANES], [0f32; LANES]);
     let (whole, rest) = w.as_chunks::<LANES>();
     for w in whole {
-        for lane in 0..LANES {
-            low[lane] = if w[lane] < low[lane] { w[lane] } else { low[lane] };
-            high[lane] = if w[lane] > high[lane] { w[lane] } else { high[lane] };
-        }
+        low = array::from_fn(|lane| lesser(w[lane], low[lane]));
+        high = array::from_fn(|lane| greater(w[lane], high[lane]));
     }
-    let low = low.iter().chain(rest).fold(0f32, |low, w| low.min(*w));
-    (low, high.iter().chain(rest).fold(0f32, |high, w| high.max(*w)))
+    let ends = (lanes::join_by(low, lesser), lanes::join_by(high, greater));
+    rest.iter().fold(ends, |(low, high), w| (lesser(*w, low), greater(*w, high)))
+}
+
+// f32::min and max look for numbers that are none, which costs a loop more than all else in it.
+#[inline(always)]
+fn lesser(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+#[inline(always)]
+fn greater(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 impl Grid {
