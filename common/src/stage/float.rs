@@ -229,19 +229,21 @@ impl WeightFiles {
 
 /// A tensor of a GGUF, in Hugging Face order and in the type that holds it exactly.
 pub(super) fn read_gguf(gguf: &GgufLlama, name: &str, shape: &[usize]) -> Result<Tensor> {
-    let mut values = Vec::new();
-    gguf.read_hf(name, &mut values)?;
-    let stored = gguf.hf_tensors().find(|t| t.name == name).map_or(&[][..], |t| &t.shape);
-    if stored != shape {
+    let found = gguf.hf_tensors().find(|t| t.name == name);
+    if let Some(found) = found.filter(|t| t.shape != shape) {
         return Err(Error::input(
             gguf.gguf().path(),
-            format!("{name} has shape {stored:?}"),
+            format!("{name} has shape {:?}", found.shape),
             format!("{shape:?} from its metadata"),
             "convert the model again",
         ));
     }
-    let dtype = gguf.hf_tensors().find(|t| t.name == name).map_or(Dtype::F32, |t| t.dtype);
-    Ok(Tensor::from_f32(&values, dtype, shape.to_vec()))
+    if let Some(tensor) = gguf.mapped_hf(name)? {
+        return Ok(tensor);
+    }
+    let mut values = Vec::new();
+    gguf.read_hf(name, &mut values)?;
+    Ok(Tensor::from_f32(&values, found.map_or(Dtype::F32, |t| t.dtype), shape.to_vec()))
 }
 
 /// Length, the first MiB, and 256 blocks spread over the rest.

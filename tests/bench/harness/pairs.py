@@ -58,6 +58,7 @@ def try_all(variants):
 def compare(ours, variants, repeats):
     """Ours beside the peer's fastest variant. Without a peer, ours alone."""
     result = machine.now() | {"repeats": repeats}
+    ours.measure()  # Before the peer's many, so that a mistake of ours shows at once.
     ranked, result["tried"] = try_all(variants)
     ours_samples, peer_samples = [], []
     for i in range(repeats):
