@@ -1,6 +1,7 @@
 """Whole processes: how long they took, what they held at most, what they said."""
 import json
 import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -22,6 +23,13 @@ class Sample:
         self.peak = usage.ru_maxrss * 1024  # of this process alone, pages of mapped files included
 
 
+def why(program, status, errors):
+    if status < 0:
+        return f"{program} was killed by {signal.Signals(-status).name}"
+    lines = [line.strip().removeprefix(f"{program}: ") for line in errors.splitlines() if line.strip()]
+    return f"{program}: {(lines or [f'status {status}'])[-1][:300]}"
+
+
 def run(command):
     environ = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+", errors="replace") as errors:
@@ -35,8 +43,7 @@ def run(command):
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
             errors.seek(0)
-            lines = [line.strip() for line in errors.read().splitlines() if line.strip()]
-            raise Failed(f"{os.path.basename(command[0])}: {(lines or [f'status {process.returncode}'])[-1][:300]}")
+            raise Failed(why(os.path.basename(command[0]), process.returncode, errors.read()))
         output.seek(0)
         text = output.read()
     return Sample(seconds, usage, json.loads(text[text.index("{"):]) if "{" in text else {})

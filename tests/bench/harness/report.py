@@ -24,6 +24,7 @@ Written by `make bench`: what is measured and how, in [tests/bench/README.md](te
 
 - {cpu}; {flags}
 - {system}; {built}
+- SmolLM2-135M-Instruct from `{model}`
 
 Rates are medians of whole processes, ours and the peer's run in turn; the ratio is the median of the pairs' ratios, its
 least and largest behind it. The peer's rate is of its inner loop alone, without starting Python and loading the model; ours
@@ -101,7 +102,12 @@ def fits(found):
 def variants(found):
     lines = ["", "## What the peers were tried with", "", "| work | variant | rate | memory | |", "|---|---|---|---|---|"]
     for name, (title, unit, _, _) in WORK.items():
-        for t in found.get(name, {}).get("tried", []):
+        tried = found.get(name, {}).get("tried", [])
+        ours = found.get(name, {}).get("ours", {})
+        for artefact in ours.get("said", {}).get("artefacts", []):
+            ppl = next(iter(artefact["ppl"].values()))["ppl"]
+            tried = [{"label": "ours", "rate": ours["rate"][0], "peak": ours["peak"][0], "said": {"ppl": ppl}}, *tried]
+        for t in tried:
             if "failed" in t:
                 lines.append(f"| {title} | {t['label']} | – | – | {t['failed'].replace('|', '/')} |")
                 continue
@@ -112,10 +118,10 @@ def variants(found):
 
 def growth(r):
     lines = ["", "## How cost grows", "", f"![time and memory]({CHART})", "", f"Measured on {r['date']}, load {r['load']}.", ""]
-    lines += ["| threads | tokens/s | | tokens a step | s | s per 1000 |", "|---|---|---|---|---|---|"]
-    for i, (tokens, seconds) in enumerate(r["tokens"]):
-        left = f"{r['threads'][i][0]} | {number(r['threads'][i][1])}" if i < len(r["threads"]) else " | "
-        lines.append(f"| {left} | | {tokens} | {seconds:.2f} | {1000 * seconds / tokens:.3f} |")
+    lines += ["| threads | tokens/s |", "|---|---|"]
+    lines += [f"| {threads} | {number(rate)} |" for threads, rate in r["by_threads"]]
+    lines += ["", "| tokens a step | s | ms a token |", "|---|---|---|"]
+    lines += [f"| {tokens} | {seconds:.2f} | {1000 * seconds / tokens:.3f} |" for tokens, seconds in r["tokens"]]
     lines += ["", "| | peak, GB | plan, GB | |", "|---|---|---|---|"]
     for what, unit in (("layers", "layers, 1 × 512"), ("length", "tokens, batch 1")):
         for count, peak, plan in r[what]:
@@ -135,9 +141,10 @@ def large(r):
 
 def write(path, python):
     found = read()
-    described = next((r["machine"] for r in reversed(found.values()) if "machine" in r), machine.describe(stages.ROOT))
-    lines = [*HEAD.format(cores=os.cpu_count(), **described).splitlines(), "", *main_table(found), *fits(found)]
-    if "threads" in found.get("growth", {}) and "tokens" in found["growth"]:
+    described = next((r["machine"] for r in found.values() if "machine" in r), machine.describe(stages.ROOT))
+    model = ", ".join(sorted({r["model"] for r in found.values() if "model" in r})) or "none"
+    lines = [*HEAD.format(cores=os.cpu_count(), model=model, **described).splitlines(), "", *main_table(found), *fits(found)]
+    if "tokens" in found.get("growth", {}):
         lines += growth(found["growth"])
         draw(os.path.join(os.path.dirname(path), CHART), python)
     if "large" in found:

@@ -181,10 +181,10 @@ def product(bench, shape):
 def growth(bench):
     """How cost grows: a rate by threads, seconds by tokens, memory by layers and by length beside the plan."""
     wrapped, compute = bench.wrapped("w4pc"), ["--compute", "auto"]
-    found = {"threads": [], "tokens": [], "layers": [], "length": []}
+    found = {"by_threads": [], "tokens": [], "layers": [], "length": []}
     for threads in dict.fromkeys((1, bench.o.threads)):
         samples = [bench.step(wrapped, f"{threads} threads", *compute, threads=threads).measure() for _ in range(3)]
-        found["threads"].append([threads, statistics.median(s.rate for s in samples)])
+        found["by_threads"].append([threads, statistics.median(s.rate for s in samples)])
     for batch in (1, 2, 4, 8):
         sample = bench.step(wrapped, f"{batch} × 512", *compute, batch=batch).measure()
         found["tokens"].append([batch * 512, batch * 512 / sample.rate])
