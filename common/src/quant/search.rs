@@ -74,29 +74,23 @@ impl Search {
         if let pulp::Arch::V4(simd) = *ARCH {
             return simd.vectorize(
                 #[inline(always)]
-                || self.search(w, span, norm, |w, inverse, end| avx512::sums(simd, w, inverse, end, norm)),
+                || self.search(w, span, norm, simd),
             );
         }
         lanes::simd(
             #[inline(always)]
-            || self.search(w, span, norm, |w, inverse, end| sums(w, inverse, end, norm)),
+            || self.search(w, span, norm, Plain),
         )
     }
 
     #[inline(always)]
-    fn search(
-        &mut self,
-        w: &[f32],
-        span: Span,
-        norm: impl Norm,
-        sums: impl Fn(&[f32], &[f32; LANES], &[f32; LANES]) -> [f32; LANES],
-    ) -> Grid {
-        self.split(w);
+    fn search(&mut self, w: &[f32], span: Span, norm: impl Norm, loops: impl Loops) -> Grid {
+        self.split(w, loops);
         let blocks = self.fractions.len() / LANES;
         let first = self.first.min(blocks - 1);
         let (mut least, mut chosen) = (f64::INFINITY, 0);
         for b in [first].into_iter().chain((0..blocks).rev().filter(|b| *b != first)) {
-            let Some(errors) = self.errors(&self.block(b, span, norm), least, &sums) else { continue };
+            let Some(errors) = self.errors(&self.block(b, span, norm), least, norm, loops) else { continue };
             for (lane, e) in errors.into_iter().enumerate() {
                 let c = b * LANES + lane;
                 if e < least || (e == least && c < chosen) {
@@ -109,16 +103,11 @@ impl Search {
 
     /// The error of each candidate, or none if all of them are beyond `least`.
     #[inline(always)]
-    fn errors(
-        &self,
-        block: &Block,
-        least: f64,
-        sums: impl Fn(&[f32], &[f32; LANES], &[f32; LANES]) -> [f32; LANES],
-    ) -> Option<[f64; LANES]> {
+    fn errors(&self, block: &Block, least: f64, norm: impl Norm, loops: impl Loops) -> Option<[f64; LANES]> {
         let mut errors = [0.0; LANES];
         for (weights, end) in [&self.above, &self.below].into_iter().zip(&block.ends) {
             for part in weights.chunks(PART) {
-                let sums = sums(part, &block.inverse, end);
+                let sums = loops.sums(part, &block.inverse, end, norm);
                 let mut within = false;
                 for lane in 0..LANES {
                     errors[lane] += f64::from(sums[lane]) * block.unit[lane];
@@ -132,18 +121,12 @@ impl Search {
         Some(errors)
     }
 
-    /// Weights by their sign, without a branch that half of them would mispredict.
     #[inline(always)]
-    fn split(&mut self, w: &[f32]) {
-        self.above.resize(w.len(), 0.0);
-        self.below.resize(w.len(), 0.0);
-        let (to_above, to_below) = (&mut self.above[..w.len()], &mut self.below[..w.len()]);
-        let (mut above, mut below) = (0, 0);
-        for w in w {
-            (to_above[above], to_below[below]) = (w.abs(), w.abs());
-            above += usize::from(*w >= 0.0);
-            below += usize::from(*w < 0.0);
-        }
+    fn split(&mut self, w: &[f32], loops: impl Loops) {
+        let room = w.len() + LANES;
+        self.above.resize(room, 0.0);
+        self.below.resize(room, 0.0);
+        let (above, below) = loops.split(w, &mut self.above, &mut self.below);
         self.above.truncate(above);
         self.below.truncate(below);
     }
@@ -233,28 +216,64 @@ impl Norm for Power {
 /// Sums that a candidate has, so that additions need not wait for one another.
 const CHAINS: usize = 4;
 
-/// Σ|t − Q(t)|^p of `weights` ≥ 0 for every candidate.
-#[inline(always)]
-fn sums(weights: &[f32], inverse: &[f32; LANES], end: &[f32; LANES], norm: impl Norm) -> [f32; LANES] {
-    let mut sums = [[0f32; LANES]; CHAINS];
-    let add = |sum: &mut [f32; LANES], w: f32| {
-        for lane in 0..LANES {
-            let t = w * inverse[lane];
-            let (inside, outside) = (t - grid::round(t), t - end[lane]);
-            let d = if inside > outside { inside } else { outside };
-            sum[lane] = norm.add(d.abs(), sum[lane]);
+/// The loops over weights.
+trait Loops: Copy {
+    /// |w| of the weights by their sign, zeros above; how many there are of each. Both have [`LANES`] to spare.
+    fn split(self, w: &[f32], above: &mut [f32], below: &mut [f32]) -> (usize, usize);
+
+    /// Σ|t − Q(t)|^p of `weights` ≥ 0 for every candidate.
+    fn sums(self, weights: &[f32], inverse: &[f32; LANES], end: &[f32; LANES], norm: impl Norm) -> [f32; LANES];
+}
+
+/// As the compiler makes them.
+#[derive(Clone, Copy)]
+struct Plain;
+
+impl Loops for Plain {
+    /// Without a branch that half of the weights would mispredict.
+    #[inline(always)]
+    fn split(self, w: &[f32], to_above: &mut [f32], to_below: &mut [f32]) -> (usize, usize) {
+        let (mut above, mut below) = (0, 0);
+        for w in w {
+            (to_above[above], to_below[below]) = (w.abs(), w.abs());
+            above += usize::from(*w >= 0.0);
+            below += usize::from(*w < 0.0);
         }
-    };
+        (above, below)
+    }
+
+    #[inline(always)]
+    fn sums(self, weights: &[f32], inverse: &[f32; LANES], end: &[f32; LANES], norm: impl Norm) -> [f32; LANES] {
+        let mut sums = [[0f32; LANES]; CHAINS];
+        for_each(
+            weights,
+            &mut sums,
+            #[inline(always)]
+            |w, sum| {
+                for lane in 0..LANES {
+                    let t = w * inverse[lane];
+                    let (inside, outside) = (t - grid::round(t), t - end[lane]);
+                    let d = if inside > outside { inside } else { outside };
+                    sum[lane] = norm.add(d.abs(), sum[lane]);
+                }
+            },
+        );
+        join(sums)
+    }
+}
+
+/// Hands out the weights, each with the chain that it is added to.
+#[inline(always)]
+fn for_each(weights: &[f32], sums: &mut [[f32; LANES]; CHAINS], add: impl Fn(f32, &mut [f32; LANES])) {
     let (whole, rest) = weights.as_chunks::<CHAINS>();
     for weights in whole {
-        for (sum, w) in sums.iter_mut().zip(weights) {
-            add(sum, *w);
+        for (w, sum) in weights.iter().zip(sums.iter_mut()) {
+            add(*w, sum);
         }
     }
-    for (sum, w) in sums.iter_mut().zip(rest) {
-        add(sum, *w);
+    for (w, sum) in rest.iter().zip(sums) {
+        add(*w, sum);
     }
-    join(sums)
 }
 
 #[inline(always)]
@@ -262,130 +281,64 @@ fn join([a, b, c, d]: [[f32; LANES]; CHAINS]) -> [f32; LANES] {
     std::array::from_fn(|lane| (a[lane] + b[lane]) + (c[lane] + d[lane]))
 }
 
-/// The same sums, to the bit: t − round(t), and the larger of two with its sign cleared, are one instruction each.
+/// The same to the bit: t − round(t), the larger of two with its sign cleared, and moving some elements of a register
+/// together are one instruction each.
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use std::arch::x86_64::__m512;
+    use std::arch::x86_64::{__m512, _CMP_GE_OQ};
 
     use pulp::cast;
     use pulp::x86::V4;
 
-    use super::{CHAINS, LANES, Norm, join};
+    use super::{CHAINS, LANES, Loops, Norm, Plain, for_each, join};
 
     /// Of VREDUCEPS: multiples of 2^0, half to even, no exceptions.
     const TO_WHOLE: i32 = 0b1000;
     /// Of VRANGEPS: the larger, its sign cleared.
     const LARGER_POSITIVE: i32 = 0b1001;
 
-    #[inline(always)]
-    pub fn sums(
-        simd: V4,
-        weights: &[f32],
-        inverse: &[f32; LANES],
-        end: &[f32; LANES],
-        norm: impl Norm,
-    ) -> [f32; LANES] {
-        let (inverse, end): (__m512, __m512) = (cast(*inverse), cast(*end));
-        let mut sums = [[0f32; LANES]; CHAINS];
-        let add = |sum: &mut [f32; LANES], w: f32| {
-            let t = simd.avx512f._mm512_mul_ps(simd.avx512f._mm512_set1_ps(w), inverse);
-            let outside = simd.avx512f._mm512_sub_ps(t, end);
-            let inside = simd.avx512dq._mm512_reduce_ps::<TO_WHOLE>(t);
-            let d: [f32; LANES] = cast(simd.avx512dq._mm512_range_ps::<LARGER_POSITIVE>(inside, outside));
-            for lane in 0..LANES {
-                sum[lane] = norm.add(d[lane], sum[lane]);
+    impl Loops for V4 {
+        #[inline(always)]
+        fn split(self, w: &[f32], to_above: &mut [f32], to_below: &mut [f32]) -> (usize, usize) {
+            let (mut above, mut below) = (0, 0);
+            let (whole, rest) = w.as_chunks::<LANES>();
+            for w in whole {
+                let magnitude: __m512 = cast(w.map(f32::abs));
+                let mask = self.avx512f._mm512_cmp_ps_mask::<_CMP_GE_OQ>(cast(*w), self.avx512f._mm512_setzero_ps());
+                let up: [f32; LANES] = cast(self.avx512f._mm512_maskz_compress_ps(mask, magnitude));
+                let down: [f32; LANES] = cast(self.avx512f._mm512_maskz_compress_ps(!mask, magnitude));
+                to_above[above..above + LANES].copy_from_slice(&up);
+                to_below[below..below + LANES].copy_from_slice(&down);
+                above += mask.count_ones() as usize;
+                below += mask.count_zeros() as usize;
             }
-        };
-        let (whole, rest) = weights.as_chunks::<CHAINS>();
-        for weights in whole {
-            for (sum, w) in sums.iter_mut().zip(weights) {
-                add(sum, *w);
-            }
+            let (a, b) = Plain.split(rest, &mut to_above[above..], &mut to_below[below..]);
+            (above + a, below + b)
         }
-        for (sum, w) in sums.iter_mut().zip(rest) {
-            add(sum, *w);
+
+        #[inline(always)]
+        fn sums(self, weights: &[f32], inverse: &[f32; LANES], end: &[f32; LANES], norm: impl Norm) -> [f32; LANES] {
+            let (inverse, end): (__m512, __m512) = (cast(*inverse), cast(*end));
+            let mut sums = [[0f32; LANES]; CHAINS];
+            for_each(
+                weights,
+                &mut sums,
+                #[inline(always)]
+                |w, sum| {
+                    let t = self.avx512f._mm512_mul_ps(self.avx512f._mm512_set1_ps(w), inverse);
+                    let outside = self.avx512f._mm512_sub_ps(t, end);
+                    let inside = self.avx512dq._mm512_reduce_ps::<TO_WHOLE>(t);
+                    let d: [f32; LANES] = cast(self.avx512dq._mm512_range_ps::<LARGER_POSITIVE>(inside, outside));
+                    for lane in 0..LANES {
+                        sum[lane] = norm.add(d[lane], sum[lane]);
+                    }
+                },
+            );
+            join(sums)
         }
-        join(sums)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::quant::lowrank::generator;
-    use rand_chacha::rand_core::Rng;
-
-    /// Sums of eight uniform numbers: bell-shaped, with a few far out.
-    fn weights(n: usize, shift: f32, seed: u64) -> Vec<f32> {
-        let mut rng = generator(seed, "weights");
-        let mut bell = || (0..8).map(|_| rng.next_u32() as f32 / u32::MAX as f32 - 0.5).sum::<f32>();
-        (0..n).map(|i| (bell() + shift) * if i % 97 == 13 { 3.0 } else { 1.0 } * 0.05).collect()
-    }
-
-    /// Σ|w − Q(w)|^p as the definition says it, in f64.
-    fn error(w: &[f32], g: Grid, p: f64, scheme: Scheme) -> f64 {
-        let (s, z) = (f64::from(g.scale), f64::from(g.zero_point));
-        let (qmin, qmax) = (f64::from(scheme.qmin()), f64::from(scheme.qmax()));
-        let nearest = |w: f64| s * ((w / s + z).round_ties_even().clamp(qmin, qmax) - z);
-        w.iter().map(|w| (f64::from(*w) - nearest(f64::from(*w))).abs().powf(p)).sum()
-    }
-
-    #[test]
-    fn no_candidate_is_better_than_the_one_found() {
-        for (word, p) in [("w4pc", 3.0), ("w3pc", 2.0), ("w2pc", 2.4), ("w8pc", 4.0), ("w4pcz", 3.0), ("w2pcz", 2.0)] {
-            let scheme: Scheme = word.parse().unwrap();
-            let mut search = Search::new(scheme, p);
-            for (i, n) in [1, 5, 64, 150, 1000].into_iter().enumerate() {
-                let w = weights(n, if i % 2 == 0 { 0.0 } else { 0.7 }, i as u64);
-                let (min, max) = w.iter().fold((0f32, 0f32), |(low, high), w| (low.min(*w), high.max(*w)));
-                let found = error(&w, search.best(&w, min, max), f64::from(p), scheme);
-                let candidates = (1..=100).flat_map(|i| (-4..=4).map(move |k| (i as f32 / 100.0, k as f32)));
-                let least = candidates.map(|(fraction, skew)| match scheme.asymmetric {
-                    true if skew.abs() * 4.0 <= 2f32.powi(scheme.bits as i32) => {
-                        Grid::asymmetric(min, max, fraction, skew, scheme)
-                    }
-                    true => Grid::asymmetric(min, max, fraction, 0.0, scheme),
-                    false => Grid::symmetric(max.max(-min), fraction, scheme),
-                });
-                let least = least.map(|g| error(&w, g, f64::from(p), scheme)).fold(f64::INFINITY, f64::min);
-                assert!(found <= least * (1.0 + 1e-5) + 1e-20, "{word} {p} {n}: {found}, there is {least}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_was_found_before_does_not_matter() {
-        let scheme: Scheme = "w4g64".parse().unwrap();
-        let mut used = Search::new(scheme, 3.0);
-        for seed in 0..20 {
-            let w = weights(64, 0.0, seed);
-            let max = w.iter().fold(0f32, |high, w| high.max(w.abs()));
-            assert_eq!(used.best(&w, -max, max), Search::new(scheme, 3.0).best(&w, -max, max));
-        }
-    }
-
-    #[test]
-    fn a_weight_alone_keeps_the_whole_range() {
-        let scheme: Scheme = "w4pc".parse().unwrap();
-        assert_eq!(Search::new(scheme, 3.0).best(&[0.7], 0.0, 0.7).scale, 0.7 / 7.0);
-        // −8 steps reach further than 7: 87.5 hundredths of the range would do as well, but are no candidate.
-        assert_eq!(Search::new(scheme, 3.0).best(&[-0.7], -0.7, 0.0).scale, 0.7 / 7.0);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[test]
-    fn avx512_gives_the_same_bits() {
-        let pulp::Arch::V4(simd) = *ARCH else {
-            eprintln!("SKIPPED avx512_gives_the_same_bits: the machine has no AVX-512");
-            return;
-        };
-        let inverse: [f32; LANES] = std::array::from_fn(|lane| 7.0 * (lane as f32 + 1.3));
-        let end: [f32; LANES] = std::array::from_fn(|lane| (lane % 9) as f32);
-        for n in [0, 1, 3, 4, 63, 64] {
-            let w: Vec<f32> = weights(n, 0.0, 3).iter().map(|w| w.abs()).collect();
-            let bits = |sums: [f32; LANES]| sums.map(f32::to_bits);
-            let run = |norm| avx512::sums(simd, &w, &inverse, &end, norm);
-            assert_eq!(bits(run(Cube)), bits(sums(&w, &inverse, &end, Cube)), "{n}");
-        }
-    }
-}
+#[path = "search_tests.rs"]
+mod tests;
