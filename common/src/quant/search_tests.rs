@@ -61,6 +61,12 @@ fn a_weight_alone_keeps_the_whole_range() {
     assert_eq!(Search::new(scheme, 3.0).best(&[-0.7], -0.7, 0.0).scale, 0.7 / 7.0);
 }
 
+fn split(w: &[f32], loops: impl Loops) -> (Vec<f32>, Vec<f32>) {
+    let (mut above, mut below) = (vec![0.0; w.len() + LANES], vec![0.0; w.len() + LANES]);
+    let (a, b) = loops.split(w, &mut above, &mut below);
+    (above[..a].to_vec(), below[..b].to_vec())
+}
+
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn avx512_gives_the_same_bits() {
@@ -72,13 +78,8 @@ fn avx512_gives_the_same_bits() {
     let end: [f32; LANES] = std::array::from_fn(|lane| (lane % 9) as f32);
     for n in [0, 1, 3, 4, 63, 64] {
         let w = weights(n, 0.0, 3);
-        let split = |loops: &dyn Fn(&[f32], &mut [f32], &mut [f32]) -> (usize, usize)| {
-            let (mut above, mut below) = (vec![0.0; n + LANES], vec![0.0; n + LANES]);
-            let (a, b) = loops(&w, &mut above, &mut below);
-            (above[..a].to_vec(), below[..b].to_vec())
-        };
-        let parts = split(&|w, above, below| Plain.split(w, above, below));
-        assert_eq!(split(&|w, above, below| simd.split(w, above, below)), parts);
+        let parts = split(&w, Plain);
+        assert_eq!(split(&w, simd), parts);
         for part in [parts.0, parts.1] {
             let [ours, plain] = [simd.sums(&part, &inverse, &end, Cube), Plain.sums(&part, &inverse, &end, Cube)];
             assert_eq!(ours.map(f32::to_bits), plain.map(f32::to_bits), "{n}");
