@@ -61,6 +61,7 @@ fn a_weight_alone_keeps_the_whole_range() {
     assert_eq!(Search::new(scheme, 3.0).best(&[-0.7], -0.7, 0.0).scale, 0.7 / 7.0);
 }
 
+#[cfg(target_arch = "x86_64")]
 fn split(w: &[f32], loops: impl Loops) -> (Vec<f32>, Vec<f32>) {
     let (mut above, mut below) = (vec![0.0; w.len() + LANES], vec![0.0; w.len() + LANES]);
     let (a, b) = loops.split(w, &mut above, &mut below);
