@@ -107,7 +107,7 @@ fn scales_that_are_too_small_or_no_numbers() {
 /// Where the data of a tensor begin in the file.
 fn offset(path: &Path, name: &str) -> usize {
     let file = TensorFile::open(path).unwrap();
-    file.get(name).unwrap().bytes().as_ptr() as usize - file.bytes().as_ptr() as usize
+    file.get(name).unwrap().bytes().as_ptr() as usize - file.map().as_ptr() as usize
 }
 
 /// What `fold` does with its output before it gets its name.

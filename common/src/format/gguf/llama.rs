@@ -13,6 +13,7 @@ use super::integers::decode;
 use super::rope;
 use super::{Gguf, TensorInfo};
 use crate::error::{Error, Result};
+use crate::format::tensor::Tensor;
 use crate::quant::{Integers, Scheme};
 
 /// Hugging Face and GGUF names of what a layer has.
@@ -92,6 +93,14 @@ impl GgufLlama {
     /// In model order: embedding, layers, final norm, head (unless tied).
     pub fn hf_tensors(&self) -> impl Iterator<Item = &HfTensor> {
         self.tensors.iter().map(|(tensor, _)| tensor)
+    }
+
+    /// A tensor as it lies in the file, if that is in floating point and in Hugging Face order.
+    pub fn mapped_hf(&self, name: &str) -> Result<Option<Tensor>> {
+        match self.rotated_heads(name) {
+            Some(_) => Ok(None),
+            None => self.gguf.mapped(self.find(name)?.1),
+        }
     }
 
     /// The values of a tensor in Hugging Face order, in place of what `out` held. Quantized types come rounded to bf16.

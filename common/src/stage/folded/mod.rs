@@ -197,7 +197,7 @@ impl Folded {
         hash.update(format!("{:?} {} {}", self.config, self.scheme, self.format).as_bytes());
         match &self.weights {
             Weights::Safetensors(files) => files.sample(&mut hash),
-            Weights::Gguf(gguf) => super::float::sample(gguf.gguf().bytes(), &mut hash),
+            Weights::Gguf(gguf) => super::float::sample(gguf.gguf().map(), &mut hash),
         }
         hash.finalize().to_hex().to_string()
     }

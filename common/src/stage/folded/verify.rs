@@ -112,7 +112,7 @@ fn kept(target: &Target, name: &str, tensor: &Tensor) -> bool {
 
 fn same_values(got: &Tensor, want: &Tensor) -> bool {
     if got.dtype == want.dtype {
-        return got.bytes() == want.bytes();
+        return got.same_bytes(want);
     }
     debug_assert!(got.dtype == Dtype::F32, "norms of a GGUF");
     got.to_f32() == want.to_f32()
