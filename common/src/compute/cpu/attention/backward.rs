@@ -17,7 +17,7 @@ use super::{
     steps_of_tiles,
 };
 use crate::compute::cpu::element::Element;
-use crate::compute::cpu::product::{COLUMNS, Kernel, Scratch, Work, transpose, with_kernel};
+use crate::compute::cpu::product::{COLUMNS, Kernel, Scratch, Square, Work, transpose, with_kernel};
 use crate::compute::cpu::simd::simd;
 use crate::quant::lanes::{LANES, join};
 
@@ -71,19 +71,31 @@ impl<E: Element> Work for Backward<'_, E> {
         assert!(dk.len() == kv_len && dv.len() == kv_len, "attention: shapes of dk, dv");
         let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
         shape.parts(QUERIES, PART_SCORES).into_par_iter().with_max_len(1).for_each(|parts| {
+            // SAFETY: the keys of a tile and head are written once.
+            let store = |part: &Part, tile, sums: &[&[f32]]| unsafe {
+                store_tile::<K, E>(shape, part, tile, sums, &dk, &dv);
+            };
             let sum = |part: &Part| {
                 let mut sums = POOL.lock().expect("no thread panics").pop().unwrap_or_default();
-                HELD.with_borrow_mut(|held| {
-                    backward_part(kernel, shape, saved, dout, part, held, sums.start::<K>(shape, part), &dq);
+                let held = sums.start::<K>(shape, part);
+                // The sums of an only part are stored while they are in the cache.
+                let done = |tile, sums: &[f32]| {
+                    if parts.len() == 1 {
+                        store(part, tile, &[sums]);
+                    }
+                };
+                HELD.with_borrow_mut(|scratch| {
+                    backward_part(kernel, shape, saved, dout, part, scratch, held, &dq, done);
                 });
                 sums
             };
             let mut sums: Vec<Sums> = parts.par_iter().with_max_len(1).map(sum).collect();
-            let last = &parts[parts.len() - 1];
-            (0..last.queries.end.div_ceil(COLUMNS)).into_par_iter().with_min_len(4).for_each(|tile| {
-                // SAFETY: the keys of this tile and head are written here only.
-                unsafe { store_tile::<K, E>(shape, last, tile, &sums, &dk, &dv) };
-            });
+            if let [.., last] = &parts[..] && parts.len() > 1 {
+                (0..last.queries.end.div_ceil(COLUMNS)).into_par_iter().with_min_len(4).for_each(|tile| {
+                    let sums: Vec<&[f32]> = sums.iter().filter_map(|sums| sums.tile(tile)).collect();
+                    store(last, tile, &sums);
+                });
+            }
             POOL.lock().expect("no thread panics").append(&mut sums);
         });
     }
@@ -120,7 +132,7 @@ unsafe fn store_tile<K: Kernel, E: Element>(
     shape: &Attention,
     part: &Part,
     tile: usize,
-    sums: &[Sums],
+    sums: &[&[f32]],
     dk: &Shared<E>,
     dv: &Shared<E>,
 ) {
@@ -130,13 +142,13 @@ unsafe fn store_tile<K: Kernel, E: Element>(
         let first_row = which * hd.next_multiple_of(K::ROWS);
         for (half, dimension) in (0..hd).step_by(16).flat_map(|d| [(0, d), (16, d)]) {
             let dimensions = 16.min(hd - dimension);
-            let mut block = [[0.0; 16]; 16];
-            for sums in sums.iter().filter_map(|sums| sums.tile(tile)) {
+            let mut block = Square([[0.0; 16]; 16]);
+            for (i, sums) in sums.iter().enumerate() {
                 let rows = &sums.as_chunks::<COLUMNS>().0[first_row + dimension..][..dimensions];
-                add_halves(rows, half, factor, &mut block);
+                add_halves(rows, half, factor, i > 0, &mut block.0);
             }
             transpose(&mut block);
-            for (key, from) in keys.clone().skip(half).zip(&block) {
+            for (key, from) in keys.clone().skip(half).zip(&block.0) {
                 let at = (part.start + key) * shape.kv_width() + part.kv_head * hd + dimension;
                 // SAFETY: as the caller promises.
                 round(from, unsafe { to.part(at, dimensions) });
@@ -145,18 +157,23 @@ unsafe fn store_tile<K: Kernel, E: Element>(
     }
 }
 
-/// Adds 16 columns of some rows, from column `half` on.
-fn add_halves(rows: &[[f32; COLUMNS]], half: usize, factor: f32, to: &mut [[f32; 16]; 16]) {
+/// Sets or adds 16 columns of some rows, from column `half` on.
+fn add_halves(rows: &[[f32; COLUMNS]], half: usize, factor: f32, accumulate: bool, to: &mut [[f32; 16]; 16]) {
     simd(
         #[inline(always)]
         || {
             for (to, row) in to.iter_mut().zip(rows) {
                 // Copies, which cannot overlap: else this stays scalar.
-                let (mut sum, row) = (*to, row[half..].as_chunks::<16>().0[0]);
-                for (sum, x) in sum.iter_mut().zip(row) {
-                    *sum += x * factor;
+                let mut row = row[half..].as_chunks::<16>().0[0];
+                for x in &mut row {
+                    *x *= factor;
                 }
-                *to = sum;
+                if accumulate {
+                    for (x, before) in row.iter_mut().zip(*to) {
+                        *x += before;
+                    }
+                }
+                *to = row;
             }
         },
     );
@@ -165,13 +182,13 @@ fn add_halves(rows: &[[f32; COLUMNS]], half: usize, factor: f32, to: &mut [[f32;
 fn round<E: Element>(from: &[f32; 16], to: &mut [E]) {
     simd(
         #[inline(always)]
-        || match <&mut [E; 16]>::try_from(&mut *to) {
-            Ok(to) => {
+        || match to.as_chunks_mut::<16>() {
+            ([to], []) => {
                 for (to, x) in to.iter_mut().zip(from) {
                     *to = E::from_f32(*x);
                 }
             }
-            Err(_) => {
+            (_, to) => {
                 for (to, x) in to.iter_mut().zip(from) {
                     *to = E::from_f32(*x);
                 }
@@ -214,6 +231,7 @@ fn backward_part<K: Kernel, E: Element>(
     held: &mut Held,
     sums: &mut [f32],
     dq: &Shared<E>,
+    done: impl Fn(usize, &[f32]),
 ) {
     let (hd, width, kv_width) = (shape.head_dim, shape.q_width(), shape.kv_width());
     let tiles = shape.tiles(&part.queries);
@@ -245,25 +263,25 @@ fn backward_part<K: Kernel, E: Element>(
         for first in part.queries.clone().step_by(QUERIES) {
             let queries = first..part.queries.end.min(first + QUERIES);
             let (row, n) = (part.start + first, queries.len());
-            let across = n.div_ceil(K::ROWS) * K::ROWS / K::STEP;
+            let operand = |x, to| pack_rows(kernel, &by_rows(x, width, row, n, head, hd), steps::<K>(hd), to);
+            let across = |x, to| {
+                let steps = n.div_ceil(K::ROWS) * K::ROWS / K::STEP;
+                pack_rows(kernel, &by_dimensions(x, width, row, n, head, hd), steps, to)
+            };
             let of_queries = Queries {
-                q_rows: pack_rows(kernel, &by_rows(saved.q, width, row, n, head, hd), steps::<K>(hd), &mut held.q_rows),
-                dout_rows: pack_rows(kernel, &by_rows(dout, width, row, n, head, hd), steps::<K>(hd), &mut held.dout_rows),
-                q_dimensions: pack_rows(
-                    kernel,
-                    &by_dimensions(saved.q, width, row, n, head, hd),
-                    across,
-                    &mut held.q_dimensions,
-                ),
-                dout_dimensions: pack_rows(
-                    kernel,
-                    &by_dimensions(dout, width, row, n, head, hd),
-                    across,
-                    &mut held.dout_dimensions,
-                ),
+                q_rows: operand(saved.q, &mut held.q_rows),
+                dout_rows: operand(dout, &mut held.dout_rows),
+                q_dimensions: across(saved.q, &mut held.q_dimensions),
+                dout_dimensions: across(dout, &mut held.dout_dimensions),
             };
             block.statistics(saved, dout, row, n, head);
-            block.run(&of_queries, &queries);
+            let next = queries.end..part.queries.end.min(queries.end + QUERIES);
+            let ends = if next.is_empty() { tiles.end } else { shape.tiles(&next).start };
+            block.run(&of_queries, &queries, |tile, sums| {
+                if head + 1 == (part.kv_head + 1) * shape.group() && tile < ends {
+                    done(tile, sums);
+                }
+            });
             // SAFETY: these rows of this head are this part's alone.
             unsafe { block.store(row, n, head, dq) };
         }
@@ -320,7 +338,8 @@ impl<K: Kernel> Block<'_, K> {
         self.d.resize(padded, 0.0);
     }
 
-    fn run(&mut self, of: &Queries<K>, queries: &Range<usize>) {
+    /// Adds what these queries give to the sums of the keys that they see, each then shown to `summed`, and sets dQ.
+    fn run(&mut self, of: &Queries<K>, queries: &Range<usize>, summed: impl Fn(usize, &[f32])) {
         let panels = queries.len().div_ceil(K::ROWS);
         let of_panel = |i: usize| {
             let first = queries.start + i * K::ROWS;
@@ -352,7 +371,7 @@ impl<K: Kernel> Block<'_, K> {
             for tile in some.clone() {
                 let Some(first) = seen.iter().position(|seen| seen.contains(&tile)) else { continue };
                 let end = panels - seen.iter().rev().position(|seen| seen.contains(&tile)).expect("there is one");
-                self.sum_for_keys(of, first..end, panels, tile, tile - from);
+                summed(tile, self.sum_for_keys(of, first..end, panels, tile, tile - from));
             }
             for (i, seen) in seen.into_iter().enumerate().filter(|(_, seen)| !seen.is_empty()) {
                 self.sum_for_queries(i, seen, from, started[i]);
@@ -401,7 +420,14 @@ impl<K: Kernel> Block<'_, K> {
     }
 
     /// dKᵀ += Qᵀ·dS and dVᵀ += dOᵀ·P of a tile of keys, over `seen` panels of queries.
-    fn sum_for_keys(&mut self, of: &Queries<K>, seen: Range<usize>, panels: usize, tile: usize, place: usize) {
+    fn sum_for_keys(
+        &mut self,
+        of: &Queries<K>,
+        seen: Range<usize>,
+        panels: usize,
+        tile: usize,
+        place: usize,
+    ) -> &[f32] {
         let (rows, tile) = (self.shape.head_dim.next_multiple_of(K::ROWS), tile - self.first_tile);
         let (first, steps) = (seen.start * K::ROWS / K::STEP, seen.len() * K::ROWS / K::STEP);
         let at = (place * panels + seen.start) * Self::TILE;
@@ -417,6 +443,7 @@ impl<K: Kernel> Block<'_, K> {
             }
         }
         self.started[tile] = true;
+        &self.sums[2 * tile * rows * COLUMNS..][..2 * rows * COLUMNS]
     }
 
     /// dQ += dS·K of a panel of queries, over the tiles of keys that it has seen.
