@@ -125,7 +125,7 @@ impl Dir {
     }
 }
 
-fn ended(mut command: Command) -> Ran {
+pub fn ended(mut command: Command) -> Ran {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     outcome(command.spawn().expect("the tool starts"))
 }

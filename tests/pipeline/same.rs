@@ -1,6 +1,9 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use serde_json::Value;
 
-use crate::tools::Dir;
+use crate::tools::{Dir, ended};
 
 /// `artefacts[i]` of `eval --json`, without its path and kind.
 fn figures(report: &str) -> Vec<Value> {
@@ -57,31 +60,72 @@ fn any_number_of_threads() {
 }
 
 fn check_threads(dir: &Dir, compute: &str) {
-    let make = |threads: usize| {
-        let at = format!("{compute}-{threads}");
-        let train = "qat-step AT/wrapped --shards AT/shards --steps 6 --stop-at 5 --batch 3 --seq 48 --lr-ab 0.1";
-        for line in [
-            "ptq-init model --scheme w3g8z -o AT/scales",
-            "lr-wrap AT/scales --rank 4 -o AT/wrapped",
-            "shard text.txt --tokenizer model -o AT/shards",
-            &format!("{train} --compute {compute} -o AT/half"),
-            "fold AT/half -o AT/folded",
-        ] {
-            dir.run(&format!("{} --threads {threads}", line.replace("AT", &at))).ok();
-        }
-        let eval = format!(
-            "eval {at}/scales {at}/half --ppl text.txt --ctx 64 --json --compute {compute} --threads {threads}"
-        );
-        (dir.contents(&at), figures(&dir.run(&eval).ok()))
-    };
-    let (files, report) = make(1);
-    assert!(files.len() > 15, "{:?}", files.keys());
-    for threads in [2, 3] {
-        let (other_files, other_report) = make(threads);
-        assert_eq!(files.keys().collect::<Vec<_>>(), other_files.keys().collect::<Vec<_>>());
-        for (name, bytes) in &files {
-            assert!(*bytes == other_files[name], "{} differs with {threads} threads", name.display());
-        }
-        assert_eq!(report, other_report, "{threads} threads");
+    let one = made(dir, compute, "1", None);
+    assert!(one.0.len() > 15, "{:?}", one.0.keys());
+    for threads in ["2", "3"] {
+        check_same(&one, &made(dir, compute, threads, None), threads);
     }
+}
+
+/// In f32 the bytes of every stage and the report do not depend on the instruction set; in bf16 they do not among those
+/// without tiles.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn any_instruction_set() {
+    let dir = Dir::with_stages();
+    let best = made(&dir, "f32", "2", None);
+    let portable = made(&dir, "bf16", "2", Some("portable"));
+    for (isa, here) in [
+        ("portable", true),
+        ("avx2", is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")),
+        ("avx512", is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl")),
+    ] {
+        if here {
+            check_same(&best, &made(&dir, "f32", "2", Some(isa)), isa);
+            check_same(&portable, &made(&dir, "bf16", "2", Some(isa)), isa);
+        } else {
+            eprintln!("SKIPPED any_instruction_set: this machine has no {isa}");
+        }
+    }
+}
+
+type Made = (BTreeMap<PathBuf, Vec<u8>>, Vec<Value>);
+
+/// All stages and their report, made with so many threads and on this instruction set.
+fn made(dir: &Dir, compute: &str, threads: &str, isa: Option<&str>) -> Made {
+    let run = |line: &str| {
+        let mut command = dir.command(&format!("{line} --threads {threads}"));
+        ended(match isa {
+            Some(isa) => {
+                command.env("LRQAT_CPU", isa);
+                command
+            }
+            None => command,
+        })
+        .ok()
+    };
+    // Paths lie in the files, so every variant is made in the same place.
+    let _ = std::fs::remove_dir_all(dir.join("same"));
+    for line in [
+        "ptq-init model --scheme w3g8z -o same/scales",
+        "lr-wrap same/scales --rank 4 -o same/wrapped",
+        "shard text.txt --tokenizer model -o same/shards",
+        &format!(
+            "qat-step same/wrapped --shards same/shards --steps 6 --stop-at 5 --batch 3 --seq 48 --lr-ab 0.1 \
+             --compute {compute} -o same/half"
+        ),
+        "fold same/half -o same/folded",
+    ] {
+        run(line);
+    }
+    let report = run(&format!("eval same/scales same/half --ppl text.txt --ctx 64 --json --compute {compute}"));
+    (dir.contents("same"), figures(&report))
+}
+
+fn check_same((files, report): &Made, (other_files, other_report): &Made, what: &str) {
+    assert_eq!(files.keys().collect::<Vec<_>>(), other_files.keys().collect::<Vec<_>>());
+    for (name, bytes) in files {
+        assert!(*bytes == other_files[name], "{} differs: {what}", name.display());
+    }
+    assert_eq!(report, other_report, "{what}");
 }

@@ -13,12 +13,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::compute::cpu::product::amx;
 use crate::error::{Error, Result};
+use crate::quant::isa::{self, Isa};
 use flags::Common;
 
 /// Runs a tool: an error becomes one line on stderr and its exit status.
 pub fn main(tool: &str, run: impl FnOnce() -> Result<()>) -> ExitCode {
-    match run() {
+    match instruction_set().and_then(|()| run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             if e.exit_status() != 0 {
@@ -26,6 +28,14 @@ pub fn main(tool: &str, run: impl FnOnce() -> Result<()>) -> ExitCode {
             }
             ExitCode::from(e.exit_status())
         }
+    }
+}
+
+/// Refuses an instruction set asked for that this machine does not have.
+fn instruction_set() -> Result<()> {
+    match isa::forced()? {
+        Some(Isa::Amx) if !amx::available() => Err(isa::missing(Isa::Amx)),
+        _ => Ok(()),
     }
 }
 

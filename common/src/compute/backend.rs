@@ -38,6 +38,8 @@ pub struct LowRank<'a, B: Backend + ?Sized> {
     pub scheme: Scheme,
     pub scale: &'a B::Buffer,
     pub zero: Option<&'a B::Buffer>,
+    /// round(Z) of [`Backend::round_weight`] since A, B and s were last changed, if it was kept.
+    pub integers: Option<&'a B::Integers>,
     pub a: &'a B::Buffer,
     pub b: &'a B::Buffer,
     pub rank: usize,
@@ -127,6 +129,8 @@ pub trait Backend: Sync {
     type Buffer: Send + Sync;
     /// Operands and results of matrix products, in the type that the device computes in.
     type Activation: Send + Sync;
+    /// round(Z) of a linear.
+    type Integers: Send + Sync;
     /// A frozen tensor in its stored form.
     type Frozen: Send + Sync;
     /// Cosines and sines of the rotary embedding.
@@ -151,6 +155,8 @@ pub trait Backend: Sync {
 
     fn zeros(&self, len: usize) -> Result<Self::Buffer>;
     fn activation(&self, len: usize) -> Result<Self::Activation>;
+    /// Zeros, a byte each.
+    fn integers(&self, len: usize) -> Result<Self::Integers>;
     fn upload(&self, values: &[f32]) -> Result<Self::Buffer>;
     fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
     fn freeze(&self, tensor: &Tensor) -> Result<Self::Frozen>;
@@ -187,6 +193,10 @@ pub trait Backend: Sync {
         dy: &Self::Buffer,
         dx: &mut Self::Buffer,
     );
+
+    /// round(Z) of a low-rank weight, for passes that use it several times; of others, and where the backend has no use for
+    /// it, nothing.
+    fn round_weight(&self, w: &Weight<Self>, to: &mut Self::Integers);
 
     /// y = x·Ŵᵀ. x [rows, k], y [rows, n].
     fn linear_forward(&self, x: &Self::Activation, rows: usize, w: &Weight<Self>, y: Output<Self>);

@@ -25,8 +25,11 @@ impl<B: Backend> Model<B> {
         b.rmsnorm_backward(&acts.x, &self.norm, c.norm_eps, rows, c.d, &acts.dhidden, &mut acts.dx);
         for (layer, block) in self.blocks.iter().enumerate().rev() {
             b.widen(&acts.checkpoints[layer], &mut acts.x, rows * c.d);
-            self.attention_forward(b, block, batch, acts);
-            self.mlp_forward(b, block, rows, acts);
+            for (linear, integers) in block.linears.iter().zip(&mut acts.integers) {
+                b.round_weight(&linear.weight(&self.params.values, None), integers);
+            }
+            self.attention_forward(b, block, batch, acts, true);
+            self.mlp_forward(b, block, rows, acts, true);
             self.mlp_backward(b, block, rows, acts, grads);
             self.attention_backward(b, block, batch, layer, acts, grads);
         }
@@ -40,18 +43,25 @@ impl<B: Backend> Model<B> {
         b.linear_backward(
             &a.inner,
             rows,
-            &down.weight(params),
+            &down.weight(params, Some(&a.integers[6])),
             &a.dresidual,
             Output::Activation(&mut a.dinner),
             down.grads(grads),
         );
         // From here on `gate` and `up` hold their gradients.
         b.swiglu_backward(&mut a.gate, &mut a.up, rows * c.ffn, &a.dinner);
-        b.linear_backward(&a.hidden, rows, &up.weight(params), &a.up, Output::set(&mut a.dhidden), up.grads(grads));
         b.linear_backward(
             &a.hidden,
             rows,
-            &gate.weight(params),
+            &up.weight(params, Some(&a.integers[5])),
+            &a.up,
+            Output::set(&mut a.dhidden),
+            up.grads(grads),
+        );
+        b.linear_backward(
+            &a.hidden,
+            rows,
+            &gate.weight(params, Some(&a.integers[4])),
             &a.gate,
             Output::add(&mut a.dhidden),
             gate.grads(grads),
@@ -75,7 +85,7 @@ impl<B: Backend> Model<B> {
         b.linear_backward(
             &a.attended,
             rows,
-            &o.weight(params),
+            &o.weight(params, Some(&a.integers[3])),
             &a.dresidual,
             Output::Activation(&mut a.dattended),
             o.grads(grads),
@@ -98,9 +108,30 @@ impl<B: Backend> Model<B> {
         // The block's input and its norm, the input of q, k and v.
         b.widen(&a.checkpoints[layer], &mut a.x, rows * c.d);
         b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        b.linear_backward(&a.hidden, rows, &v.weight(params), &a.dv, Output::set(&mut a.dhidden), v.grads(grads));
-        b.linear_backward(&a.hidden, rows, &k.weight(params), &a.dk, Output::add(&mut a.dhidden), k.grads(grads));
-        b.linear_backward(&a.hidden, rows, &q.weight(params), &a.dq, Output::add(&mut a.dhidden), q.grads(grads));
+        b.linear_backward(
+            &a.hidden,
+            rows,
+            &v.weight(params, Some(&a.integers[2])),
+            &a.dv,
+            Output::set(&mut a.dhidden),
+            v.grads(grads),
+        );
+        b.linear_backward(
+            &a.hidden,
+            rows,
+            &k.weight(params, Some(&a.integers[1])),
+            &a.dk,
+            Output::add(&mut a.dhidden),
+            k.grads(grads),
+        );
+        b.linear_backward(
+            &a.hidden,
+            rows,
+            &q.weight(params, Some(&a.integers[0])),
+            &a.dq,
+            Output::add(&mut a.dhidden),
+            q.grads(grads),
+        );
         b.rmsnorm_backward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &a.dhidden, &mut a.dx);
     }
 }

@@ -51,36 +51,38 @@ impl<B: Backend> Model<B> {
             if let Some(kept) = acts.checkpoints.get_mut(layer) {
                 b.round(&acts.x, kept, rows * d);
             }
-            self.attention_forward(b, block, batch, acts);
-            self.mlp_forward(b, block, rows, acts);
-            let down = block.linears[6].weight(&self.params.values);
+            self.attention_forward(b, block, batch, acts, false);
+            self.mlp_forward(b, block, rows, acts, false);
+            let down = block.linears[6].weight(&self.params.values, None);
             b.linear_forward(&acts.inner, rows, &down, Output::add(&mut acts.x));
         }
         b.rmsnorm_forward(&acts.x, &self.norm, self.config.norm_eps, rows, d, &mut acts.hidden);
     }
 
-    /// x += attention(norm(x))
-    pub(super) fn attention_forward(&self, b: &B, block: &Block<B>, batch: &Batch, a: &mut Pass<B>) {
+    /// x += attention(norm(x)); with `rounded`, from the integers that the pass keeps.
+    pub(super) fn attention_forward(&self, b: &B, block: &Block<B>, batch: &Batch, a: &mut Pass<B>, rounded: bool) {
         let (c, rows, params) = (&self.config, batch.rows(), &self.params.values);
         let [q, k, v, o, ..] = &block.linears;
+        let integers = |i: usize| rounded.then_some(&a.integers[i]);
         b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        b.linear_forward(&a.hidden, rows, &q.weight(params), Output::Activation(&mut a.q));
-        b.linear_forward(&a.hidden, rows, &k.weight(params), Output::Activation(&mut a.k));
-        b.linear_forward(&a.hidden, rows, &v.weight(params), Output::Activation(&mut a.v));
+        b.linear_forward(&a.hidden, rows, &q.weight(params, integers(0)), Output::Activation(&mut a.q));
+        b.linear_forward(&a.hidden, rows, &k.weight(params, integers(1)), Output::Activation(&mut a.k));
+        b.linear_forward(&a.hidden, rows, &v.weight(params, integers(2)), Output::Activation(&mut a.v));
         b.rope_forward(&self.rope, &mut a.q, c.heads, c.head_dim, &batch.segments);
         b.rope_forward(&self.rope, &mut a.k, c.kv_heads, c.head_dim, &batch.segments);
         b.attention_forward(&a.q, &a.k, &a.v, self.heads(), &batch.segments, &mut a.attended, &mut a.lse);
-        b.linear_forward(&a.attended, rows, &o.weight(params), Output::add(&mut a.x));
+        b.linear_forward(&a.attended, rows, &o.weight(params, integers(3)), Output::add(&mut a.x));
     }
 
     /// inner = silu(gate)·up of norm(x); the down projection is left to the caller, since the backward pass does
     /// not need it again.
-    pub(super) fn mlp_forward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Pass<B>) {
+    pub(super) fn mlp_forward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Pass<B>, rounded: bool) {
         let (c, params) = (&self.config, &self.params.values);
         let [.., gate, up, _] = &block.linears;
+        let integers = |i: usize| rounded.then_some(&a.integers[i]);
         b.rmsnorm_forward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        b.linear_forward(&a.hidden, rows, &gate.weight(params), Output::Activation(&mut a.gate));
-        b.linear_forward(&a.hidden, rows, &up.weight(params), Output::Activation(&mut a.up));
+        b.linear_forward(&a.hidden, rows, &gate.weight(params, integers(4)), Output::Activation(&mut a.gate));
+        b.linear_forward(&a.hidden, rows, &up.weight(params, integers(5)), Output::Activation(&mut a.up));
         b.swiglu_forward(&a.gate, &a.up, rows * c.ffn, &mut a.inner);
     }
 }

@@ -2,12 +2,13 @@
 //! from it and the plan adds it up, so that they cannot disagree.
 
 use super::config::Config;
+use super::names;
 use crate::compute::backend::Backend;
 use crate::error::Result;
 
-/// Activations and their gradients, generic over what stands for a `Buffer` and for an `Activation` of the backend:
-/// its length, or itself.
-pub struct Activations<T, A> {
+/// Activations and their gradients, generic over what stands for a `Buffer`, an `Activation` and `Integers` of the
+/// backend: its length, or itself.
+pub struct Activations<T, A, I> {
     /// The residual stream [rows, d].
     pub x: T,
     /// A normed input [rows, d].
@@ -33,14 +34,16 @@ pub struct Activations<T, A> {
     pub dinner: A,
     /// Training only: the input of each block, from which the block is computed again in the backward pass.
     pub checkpoints: Vec<A>,
+    /// Training only: the integers of a block's linears, from its second forward pass to its backward pass.
+    pub integers: [I; 7],
 }
 
 /// The buffers of a pass on a backend.
-pub type Pass<B> = Activations<<B as Backend>::Buffer, <B as Backend>::Activation>;
+pub type Pass<B> = Activations<<B as Backend>::Buffer, <B as Backend>::Activation, <B as Backend>::Integers>;
 
-impl Activations<usize, usize> {
+impl Activations<usize, usize, usize> {
     /// Elements of each buffer for `rows` tokens.
-    pub fn lengths(c: &Config, rows: usize, training: bool) -> Activations<usize, usize> {
+    pub fn lengths(c: &Config, rows: usize, training: bool) -> Activations<usize, usize, usize> {
         let (d, q, kv, f) = (rows * c.d, rows * c.q_width(), rows * c.kv_width(), rows * c.ffn);
         let grad = |len| if training { len } else { 0 };
         Activations {
@@ -63,12 +66,14 @@ impl Activations<usize, usize> {
             dattended: grad(q),
             dinner: grad(f),
             checkpoints: if training { vec![d; c.layers] } else { Vec::new() },
+            integers: names::block_shapes(c).map(|(n, k)| grad(n * k)),
         }
     }
 
     pub fn allocate<B: Backend>(self, backend: &B) -> Result<Pass<B>> {
         let buffer = |len: usize| backend.zeros(len);
         let activation = |len: usize| backend.activation(len);
+        let integers = self.integers.map(|len| backend.integers(len)).into_iter().collect::<Result<Vec<_>>>()?;
         Ok(Activations {
             x: buffer(self.x)?,
             hidden: activation(self.hidden)?,
@@ -89,12 +94,18 @@ impl Activations<usize, usize> {
             dattended: activation(self.dattended)?,
             dinner: activation(self.dinner)?,
             checkpoints: self.checkpoints.into_iter().map(activation).collect::<Result<_>>()?,
+            integers: integers.try_into().unwrap_or_else(|_| unreachable!("a block has seven linears")),
         })
     }
 
     /// Bytes that are kept from the forward to the backward pass.
     pub fn checkpoint_bytes<B: Backend>(&self) -> usize {
         B::ACTIVATION_BYTES * self.checkpoints.iter().sum::<usize>()
+    }
+
+    /// Bytes of one block's integers.
+    pub fn integer_bytes(&self) -> usize {
+        self.integers.iter().sum()
     }
 
     /// Bytes of one block's activations and gradients.

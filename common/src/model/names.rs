@@ -27,13 +27,18 @@ pub struct LinearName {
 
 /// The linears of block `layer`, in the order of [`LINEARS`].
 pub fn block_linears(config: &Config, layer: usize) -> [LinearName; 7] {
-    let (d, f, q, kv) = (config.d, config.ffn, config.q_width(), config.kv_width());
-    let shapes = [(q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)];
+    let shapes = block_shapes(config);
     std::array::from_fn(|i| LinearName {
         name: format!("model.layers.{layer}.{}", LINEARS[i]),
         n: shapes[i].0,
         k: shapes[i].1,
     })
+}
+
+/// (n, k) of the linears of a block.
+pub fn block_shapes(config: &Config) -> [(usize, usize); 7] {
+    let (d, f, q, kv) = (config.d, config.ffn, config.q_width(), config.kv_width());
+    [(q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)]
 }
 
 /// All linears, block by block.

@@ -234,8 +234,8 @@ impl<B: Backend> Linear<B> {
         Ok(Linear { name: name.name, n, k, stored })
     }
 
-    /// The weight as the backend's ops take it.
-    pub fn weight<'a>(&'a self, params: &'a [B::Buffer]) -> Weight<'a, B> {
+    /// The weight as the backend's ops take it, with its integers where they were kept.
+    pub fn weight<'a>(&'a self, params: &'a [B::Buffer], integers: Option<&'a B::Integers>) -> Weight<'a, B> {
         let (n, k) = (self.n, self.k);
         match &self.stored {
             Stored::Float(w) => Weight::Float { w, n, k },
@@ -248,6 +248,7 @@ impl<B: Backend> Linear<B> {
                 scheme: *scheme,
                 scale: &params[*row],
                 zero: zero.as_ref(),
+                integers,
                 a: &params[row + 1],
                 b: &params[row + 2],
                 rank: *rank,

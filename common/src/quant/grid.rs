@@ -34,6 +34,13 @@ pub fn code(z: f32, qmin: f32, qmax: f32) -> f32 {
     if z > qmax { qmax } else { z }
 }
 
+/// round(Z) kept in a byte, for up to 7 bits: a step beyond the grid says that it is clipped, and on which side.
+#[inline(always)]
+pub fn kept(z: f32, qmin: f32, qmax: f32) -> i8 {
+    const WHOLE: f32 = 12_582_912.0; // 1.5·2^23, as in [`unsigned_code`]
+    (code(z, qmin - 1.0, qmax + 1.0) + WHOLE).to_bits() as i8
+}
+
 /// Ŵ for one weight.
 #[inline(always)]
 pub fn dequantize(code: f32, zero_point: f32, scale: f32) -> f32 {

@@ -1,11 +1,9 @@
 //! Loops compiled for the machine's instruction set, and running sums side by side: vectorizable, and the same bits on
 //! every instruction set, since the order of additions is fixed. Element i is added to lane i mod [`LANES`].
 
-use std::sync::LazyLock;
+pub(crate) use super::isa::ARCH;
 
-pub(crate) static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
-
-/// Runs `kernel` compiled for the best instruction set of this machine. What it calls must be
+/// Runs `kernel` compiled for the instruction set of this process ([`super::isa`]). What it calls must be
 /// `#[inline(always)]`: only inlined code is compiled anew.
 #[inline(always)]
 pub fn simd<R>(kernel: impl FnOnce() -> R) -> R {

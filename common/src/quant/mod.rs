@@ -3,6 +3,7 @@
 pub mod fit;
 pub mod grid;
 pub mod integers;
+pub mod isa;
 pub(crate) mod lanes;
 pub mod lowrank;
 pub mod pack;

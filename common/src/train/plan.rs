@@ -53,6 +53,11 @@ pub fn plan<B: Backend>(backend: &B, h: &Holding) -> Vec<Held> {
             detail: "of one block, with gradients".into(),
             bytes: acts.block_bytes::<B>() as u64,
         },
+        Held {
+            what: "integers",
+            detail: "of one block, between its passes".into(),
+            bytes: acts.integer_bytes() as u64,
+        },
     ];
     let shapes: Vec<(usize, usize)> = linears.iter().map(|l| (l.n, l.k)).collect();
     for (what, detail, bytes) in backend.scratch(&shapes, h.rank, h.config.vocab, h.config.d, rows) {

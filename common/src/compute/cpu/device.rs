@@ -8,7 +8,7 @@ use super::element::Element;
 use super::linear::Workspace;
 use super::product::kernel_name;
 use super::rope::RopeTable;
-use super::{adamw, elementwise, embedding, head, linear, rmsnorm, rope};
+use super::{adamw, elementwise, embedding, head, linear, made, rmsnorm, rope};
 use crate::compute::backend::{AdamStep, Backend, Head, Heads, LowRankGrads, Output, TokenScore, Weight};
 use crate::error::Result;
 use crate::format::tensor::Tensor;
@@ -40,6 +40,7 @@ fn shape(h: Heads, segments: &[usize]) -> Attention<'_> {
 impl<E: Element> Backend for Cpu<E> {
     type Buffer = Aligned<f32>;
     type Activation = Aligned<E>;
+    type Integers = Aligned<i8>;
     type Frozen = Tensor;
     type Rope = RopeTable;
 
@@ -71,6 +72,10 @@ impl<E: Element> Backend for Cpu<E> {
     }
 
     fn activation(&self, len: usize) -> Result<Aligned<E>> {
+        Aligned::zeros(len)
+    }
+
+    fn integers(&self, len: usize) -> Result<Aligned<i8>> {
         Aligned::zeros(len)
     }
 
@@ -121,6 +126,12 @@ impl<E: Element> Backend for Cpu<E> {
         dx: &mut Aligned<f32>,
     ) {
         rmsnorm::rmsnorm_backward(&x[..rows * d], w, eps, &dy[..rows * d], &mut dx[..rows * d]);
+    }
+
+    fn round_weight(&self, w: &Weight<Self>, to: &mut Aligned<i8>) {
+        if let Weight::LowRank(w) = w {
+            made::round_all(w, to);
+        }
     }
 
     fn linear_forward(&self, x: &Aligned<E>, rows: usize, w: &Weight<Self>, y: Output<Self>) {

@@ -51,7 +51,8 @@ pub fn loss<E: Element>(
 ) {
     let (v, d) = (l.vocab, l.d);
     let step = chunk_rows(v).min(targets.len());
-    let mut logits = vec![0.0; step * v];
+    let mut held = ws.logits();
+    let logits = held[0].take::<f32>(step * v);
     for from in (0..targets.len()).step_by(step) {
         let rows = step.min(targets.len() - from);
         let logits = &mut logits[..rows * v];
@@ -101,8 +102,10 @@ fn scores_of_all<E: Element>(
     }
     let v = l.vocab;
     let step = chunk_rows(v).min(targets.len());
-    let mut logits = vec![0.0; step * v];
-    let mut other = vec![0.0; if reference.is_some() { step * v } else { 0 }];
+    let mut held = ws.logits();
+    let [logits, other] = &mut *held;
+    let logits = logits.take::<f32>(step * v);
+    let other = other.take::<f32>(if reference.is_some() { step * v } else { 0 });
     let mut own = vec![loss::RowScore::default(); step];
     let mut kl = vec![0.0; step];
     for from in (0..targets.len()).step_by(step) {

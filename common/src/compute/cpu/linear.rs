@@ -11,9 +11,12 @@ use super::product::{
 use super::weight_gradient::{GradientScratch, Gradients, weight_gradient};
 use crate::compute::backend::{LowRankGrads, Output, Weight};
 
-/// Packed operands, reused by every linear and by the head.
+/// Memory that every linear and the head use again.
 #[derive(Default)]
-pub struct Workspace(Mutex<Packed>);
+pub struct Workspace {
+    packed: Mutex<Packed>,
+    logits: Mutex<[Scratch; 2]>,
+}
 
 #[derive(Default)]
 struct Packed {
@@ -51,7 +54,12 @@ pub fn backward<E: Element>(
 
 impl Workspace {
     fn packed(&self) -> MutexGuard<'_, Packed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.packed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logits of a chunk, of one model and of a reference.
+    pub fn logits(&self) -> MutexGuard<'_, [Scratch; 2]> {
+        self.logits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// output = or += a·b.

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::Cpu;
 use super::element::Element;
 use super::product::Rows;
@@ -155,6 +157,8 @@ impl<E: Element> CodeRows<'_, E> {
 /// Φ0 with A, B and s.
 pub struct LowRankRows<'a, E> {
     pub real: RealWeight<'a>,
+    /// [`grid::kept`] of every weight [n, k].
+    integers: Option<&'a [i8]>,
     pub grid: GridRows<'a>,
     pub n: usize,
     _of: PhantomData<E>,
@@ -175,9 +179,40 @@ impl<'a, E: Element> LowRankRows<'a, E> {
                 k: w.k,
             }),
             grid: GridRows::new(w.scheme, w.k, Cow::Owned(scale), w.zero.map(|z| &z[..])),
+            integers: w.integers.filter(|_| fits_a_byte(w.scheme)).map(|i| &i[..]),
             n: w.n,
             _of: PhantomData,
         }
+    }
+
+    /// round(Z) of a block: of the integers that were kept, or made. Clipped ones may lie anywhere beyond the grid.
+    #[inline(always)]
+    pub fn rounded(&self, rows: Range<usize>, columns: Range<usize>) -> [[f32; COLUMNS]; ROWS] {
+        let Some(integers) = self.integers else {
+            // Loops, not map(): what is not inlined is not compiled for the instruction set.
+            let mut z = self.real.block(rows, columns);
+            for z in z.as_flattened_mut() {
+                *z = grid::round(*z);
+            }
+            return z;
+        };
+        let mut block = [[0f32; COLUMNS]; ROWS];
+        for (out, row) in block.iter_mut().zip(rows) {
+            let kept = &integers[row * self.grid.k..][columns.clone()];
+            match <&[i8; COLUMNS]>::try_from(kept) {
+                Ok(kept) => {
+                    for j in 0..COLUMNS {
+                        out[j] = f32::from(kept[j]);
+                    }
+                }
+                Err(_) => {
+                    for (out, kept) in out.iter_mut().zip(kept) {
+                        *out = f32::from(*kept);
+                    }
+                }
+            }
+        }
+        block
     }
 
     fn make(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [E]) {
@@ -191,7 +226,7 @@ impl<'a, E: Element> LowRankRows<'a, E> {
                     let some = from..(from + COLUMNS).min(columns.end);
                     for first in rows.clone().step_by(ROWS) {
                         let block = first..(first + ROWS).min(rows.end);
-                        let z = self.real.block(block.clone(), some.clone());
+                        let z = self.rounded(block.clone(), some.clone());
                         for (row, z) in block.zip(&z) {
                             let at = (row - rows.start) * width + from - columns.start;
                             let (scale, zero) = self.grid.columns(row, from, some.len());
@@ -207,6 +242,44 @@ impl<'a, E: Element> LowRankRows<'a, E> {
             },
         );
     }
+}
+
+/// A step beyond the grid on each side still fits a signed byte.
+fn fits_a_byte(scheme: Scheme) -> bool {
+    scheme.bits < 8
+}
+
+/// Keeps round(Z) of a whole weight, if it fits.
+pub fn round_all<E: Element>(w: &LowRank<Cpu<E>>, to: &mut [i8]) {
+    if !fits_a_byte(w.scheme) {
+        return;
+    }
+    let made = LowRankRows::new(&LowRank { integers: None, ..*w });
+    let (qmin, qmax) = (w.scheme.qmin(), w.scheme.qmax());
+    // So many rows that a panel of B, once in the cache, serves some blocks.
+    const TOGETHER: usize = 8 * ROWS;
+    to[..w.n * w.k].par_chunks_mut(TOGETHER * w.k).enumerate().for_each(|(i, to)| {
+        let rows = i * TOGETHER..i * TOGETHER + to.len() / w.k;
+        simd(
+            #[inline(always)]
+            || {
+                for from in (0..w.k).step_by(COLUMNS) {
+                    let columns = from..(from + COLUMNS).min(w.k);
+                    for first in rows.clone().step_by(ROWS) {
+                        let block = first..(first + ROWS).min(rows.end);
+                        let z = made.real.block(block.clone(), columns.clone());
+                        for (row, z) in block.zip(&z) {
+                            let mut kept = [0i8; COLUMNS];
+                            for j in 0..COLUMNS {
+                                kept[j] = grid::kept(z[j], qmin, qmax);
+                            }
+                            to[(row - rows.start) * w.k..][columns.clone()].copy_from_slice(&kept[..columns.len()]);
+                        }
+                    }
+                }
+            },
+        );
+    });
 }
 
 /// Scales and zero points by row and column.

@@ -30,6 +30,8 @@ pub mod aligned;
 pub use device::Cpu;
 
 #[cfg(test)]
+mod linear_tests;
+#[cfg(test)]
 mod testing;
 
 /// Elements in one unit of parallel work: long enough to hide its start, short enough to share out evenly.

@@ -179,17 +179,16 @@ impl<K: Kernel, E: Element> ToGradients<'_, K, E> {
         let group = grid.shared_group(columns.start, columns.len());
         for first in rows.clone().step_by(ROWS) {
             let block = first..(first + ROWS).min(rows.end);
-            let z = self.w.real.block(block.clone(), columns.clone());
-            for (row, z) in block.zip(&z) {
+            let rounded = self.w.rounded(block.clone(), columns.clone());
+            for (row, rounded) in block.zip(&rounded) {
                 let at = (row - rows.start) * COLUMNS;
                 let dw: &mut [f32; COLUMNS] = (&mut tile[at..at + COLUMNS]).try_into().expect("32 columns");
                 let (scale, zero) = grid.columns(row, columns.start, columns.len());
                 let mut ds = [0f32; COLUMNS];
                 for j in 0..COLUMNS {
-                    let rounded = grid::round(z[j]);
-                    let clipped = grid::code(z[j], qmin, qmax);
-                    ds[j] = dw[j] * (clipped - zero[j]);
-                    dw[j] = if rounded == clipped { dw[j] * scale[j] } else { 0.0 };
+                    let code = grid::code(rounded[j], qmin, qmax);
+                    ds[j] = dw[j] * (code - zero[j]);
+                    dw[j] = if rounded[j] == code { dw[j] * scale[j] } else { 0.0 };
                 }
                 // SAFETY: rows of ds belong to this thread.
                 unsafe {

@@ -7,10 +7,16 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
-/// Does this machine have tiles, and may this process use them?
+use super::kernel::RowPanel;
+use crate::quant::isa::{self, Isa};
+
+/// Does this machine have tiles, and may this process use them, as far as Linux and `LRQAT_CPU` say?
 pub fn available() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| has_tiles() && is_x86_feature_detected!("avx512bf16") && permitted())
+    *ANSWER.get_or_init(|| {
+        let wanted = isa::forced().ok().flatten().is_none_or(|forced| forced == Isa::Amx);
+        wanted && has_tiles() && is_x86_feature_detected!("avx512bf16") && permitted()
+    })
 }
 
 fn has_tiles() -> bool {
@@ -81,18 +87,6 @@ impl Drop for Tiles {
     }
 }
 
-/// 32 rows of A: packed panels, or a row-major matrix as it lies. Distances in bytes.
-#[derive(Clone, Copy)]
-pub struct Rows {
-    pub first: *const u8,
-    /// From a row to the next.
-    pub row: usize,
-    /// From row 0 to row 16.
-    pub half: usize,
-    /// From 32 values of k to the next 32.
-    pub step: usize,
-}
-
 /// C [32, 32] = or += A [32, 32·steps]·B [32·steps, 32], C in f32 with rows `ldc` bytes apart.
 ///
 /// A row of A holds 32 neighbouring k in 64 bytes. Of B there are two tiles a step (columns 0..16 and 16..32), each 16
@@ -104,7 +98,7 @@ pub struct Rows {
 #[inline]
 #[allow(clippy::too_many_arguments)]
 pub unsafe fn tile_product(
-    a: Rows,
+    a: RowPanel,
     b: *const u16,
     steps: usize,
     c: *mut f32,

@@ -9,8 +9,7 @@ use rayon::prelude::*;
 
 use super::super::element::Element;
 use super::COLUMNS;
-use super::amx;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, RowPanel};
 use super::pack::Lines;
 use super::right::{MadeIn, Right};
 use super::scratch::Scratch;
@@ -21,7 +20,7 @@ const BLOCK_BYTES: usize = 900 << 10;
 
 /// A of a product: packed, or as it lies.
 pub struct Left<'a, K: Kernel> {
-    rows: amx::Rows,
+    rows: RowPanel,
     /// From a panel to the next, in bytes.
     panel: usize,
     packed: bool,
@@ -58,7 +57,7 @@ impl<'a, K: Kernel> Left<'a, K> {
 
     fn as_it_lies<E: Element>(a: &Lines<'a, E>) -> Option<Left<'a, K>> {
         let (first, stride) = a.as_tiles().filter(|_| K::READS_TILES)?;
-        let rows = amx::Rows { first, row: stride, half: 16 * stride, step: 64 };
+        let rows = RowPanel { first, row: stride, half: 16 * stride, step: 64 };
         Some(Left { rows, panel: 32 * stride, packed: false, m: a.lines, steps: a.steps::<K>(), borrowed: PhantomData })
     }
 
@@ -84,9 +83,9 @@ impl<'a, K: Kernel> Left<'a, K> {
 
     /// A panel from step `step` on.
     #[inline]
-    pub(in super::super) fn at(&self, panel: usize, step: usize) -> amx::Rows {
+    pub(in super::super) fn at(&self, panel: usize, step: usize) -> RowPanel {
         let step_bytes = if self.packed { K::ROW_STEP * size_of::<K::Packed>() } else { self.rows.step };
-        amx::Rows { first: self.rows.first.wrapping_add(panel * self.panel + step * step_bytes), ..self.rows }
+        RowPanel { first: self.rows.first.wrapping_add(panel * self.panel + step * step_bytes), ..self.rows }
     }
 }
 

@@ -9,6 +9,18 @@ use super::super::element::Element;
 use super::pack::Lines;
 use super::{COLUMNS, amx, fma, pack};
 
+/// A panel of rows of A: packed, or a row-major matrix as it lies. Distances in bytes; packed panels of f32 have none.
+#[derive(Clone, Copy)]
+pub struct RowPanel {
+    pub first: *const u8,
+    /// From a row to the next.
+    pub row: usize,
+    /// From row 0 to row 16.
+    pub half: usize,
+    /// From 32 values of k to the next 32.
+    pub step: usize,
+}
+
 /// Computes tiles of C [ROWS, 32] from packed panels.
 pub trait Kernel: Copy + Send + Sync + 'static {
     /// As the compute path names it.
@@ -38,7 +50,7 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     #[allow(clippy::too_many_arguments)]
     unsafe fn tile(
         self,
-        a: amx::Rows,
+        a: RowPanel,
         b: *const Self::Packed,
         steps: usize,
         c: *mut f32,
@@ -63,7 +75,7 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     }
 
     /// A packed panel of A, as [`Kernel::tile`] reads it.
-    fn packed_rows(self, first: *const Self::Packed) -> amx::Rows;
+    fn packed_rows(self, first: *const Self::Packed) -> RowPanel;
 
     // A tile of one product as an operand of the next. It is ROWS·32 elements, rounded to the nearest, half away from
     // zero; `out` begins with it, and the tiles of a panel follow each other.
@@ -73,7 +85,7 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     /// Rows 2·pair and 2·pair + 1 of a tile as two k of B, whose columns are those of the tile.
     fn put_pair<S: Simd, const V: usize>(simd: S, x: [[S::f32s; V]; 2], pair: usize, out: &mut [Self::Packed]);
     /// A panel of A made of tiles, as [`Kernel::tile`] reads it; of the steps there are 32 / STEP a tile.
-    fn tiled_rows(self, first: *const Self::Packed) -> amx::Rows;
+    fn tiled_rows(self, first: *const Self::Packed) -> RowPanel;
     /// As [`Kernel::pack_columns`], in the order of k that a panel of A made of tiles has.
     fn pack_columns_for_tiles<E: Element>(
         self,
@@ -110,7 +122,7 @@ impl Kernel for Amx {
     #[inline]
     unsafe fn tile(
         self,
-        a: amx::Rows,
+        a: RowPanel,
         b: *const u16,
         steps: usize,
         c: *mut f32,
@@ -130,8 +142,8 @@ impl Kernel for Amx {
         pack::tiles_of_columns(columns, first, steps, out);
     }
 
-    fn packed_rows(self, first: *const u16) -> amx::Rows {
-        amx::Rows { first: first.cast(), row: 64, half: 1024, step: 2048 }
+    fn packed_rows(self, first: *const u16) -> RowPanel {
+        RowPanel { first: first.cast(), row: 64, half: 1024, step: 2048 }
     }
 
     #[inline(always)]
@@ -158,7 +170,7 @@ impl Kernel for Amx {
         }
     }
 
-    fn tiled_rows(self, first: *const u16) -> amx::Rows {
+    fn tiled_rows(self, first: *const u16) -> RowPanel {
         self.packed_rows(first)
     }
 
@@ -188,7 +200,7 @@ impl Kernel for Fma {
     #[inline]
     unsafe fn tile(
         self,
-        a: amx::Rows,
+        a: RowPanel,
         b: *const f32,
         steps: usize,
         c: *mut f32,
@@ -214,8 +226,8 @@ impl Kernel for Fma {
         pack::interleave::<E, COLUMNS>(columns, first, Self::values(steps), out);
     }
 
-    fn packed_rows(self, first: *const f32) -> amx::Rows {
-        amx::Rows { first: first.cast(), row: 0, half: 0, step: 0 }
+    fn packed_rows(self, first: *const f32) -> RowPanel {
+        RowPanel { first: first.cast(), row: 0, half: 0, step: 0 }
     }
 
     #[inline(always)]
@@ -230,8 +242,8 @@ impl Kernel for Fma {
         Self::put_line(simd, high, 2 * pair + 1, out);
     }
 
-    fn tiled_rows(self, first: *const f32) -> amx::Rows {
-        amx::Rows { first: first.cast(), row: 4 * COLUMNS, half: 0, step: 4 * fma::ROWS * COLUMNS }
+    fn tiled_rows(self, first: *const f32) -> RowPanel {
+        RowPanel { first: first.cast(), row: 4 * COLUMNS, half: 0, step: 4 * fma::ROWS * COLUMNS }
     }
 
     fn pack_columns_for_tiles<E: Element>(

@@ -8,7 +8,15 @@
 //! The bits of an element of C depend on the kernel alone: not on the blocking, the number of threads or the
 //! instruction set of the fused multiply-adds.
 
+#[cfg(target_arch = "x86_64")]
 pub mod amx;
+#[cfg(not(target_arch = "x86_64"))]
+pub mod amx {
+    /// There are no tiles here.
+    pub fn available() -> bool {
+        false
+    }
+}
 mod driver;
 mod fma;
 mod kernel;

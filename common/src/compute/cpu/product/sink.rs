@@ -4,8 +4,7 @@ use std::marker::PhantomData;
 
 use super::super::element::Element;
 use super::COLUMNS;
-use super::amx::Rows;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, RowPanel};
 
 /// Takes the tiles of C, each from one thread, once.
 pub trait Sink<K: Kernel>: Sync {
@@ -40,7 +39,15 @@ impl ToF32<'_> {
     ///
     /// # Safety
     /// As [`Kernel::tile`]; nobody else touches the tile meanwhile.
-    pub unsafe fn tile<K: Kernel>(&self, kernel: K, a: Rows, b: &[K::Packed], steps: usize, row: usize, column: usize) {
+    pub unsafe fn tile<K: Kernel>(
+        &self,
+        kernel: K,
+        a: RowPanel,
+        b: &[K::Packed],
+        steps: usize,
+        row: usize,
+        column: usize,
+    ) {
         assert!(b.len() >= steps * K::COLUMN_STEP);
         let (ahead, b) = (b.as_ptr().cast(), b.as_ptr());
         if let Some((c, ldc, accumulate)) = Sink::<K>::place(self, row, column) {

@@ -1,0 +1,219 @@
+//! The linear against its definition in f64, for every stored form, both types, shapes that divide nothing.
+
+use half::bf16;
+
+use super::Cpu;
+use super::aligned::Aligned;
+use super::element::Element;
+use super::testing::{on_thread_pools, random};
+use crate::compute::backend::{Backend, LowRank, LowRankGrads, Output, Weight};
+use crate::format::tensor::{Dtype, Tensor};
+use crate::quant::{Phi, Scheme, grid};
+
+struct Case {
+    scheme: Scheme,
+    stored: Phi,
+    n: usize,
+    k: usize,
+    rank: usize,
+    rows: usize,
+    phi: Tensor,
+    scale: Vec<f32>,
+    zero: Option<Vec<f32>>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+}
+
+impl Case {
+    fn new(word: &str, stored: Phi, [n, k, rank, rows]: [usize; 4]) -> Case {
+        let scheme: Scheme = word.parse().unwrap();
+        let groups = scheme.groups(k);
+        let row_bytes = stored.row_bytes(scheme, k);
+        let mut phi = vec![0; n * row_bytes];
+        let reach = scheme.qmax() + 1.0; // past the grid, so that some are clipped
+        let real: Vec<f32> = random(1, n * k).iter().map(|x| x / 2.0 * reach).collect();
+        for (x, phi) in real.chunks(k).zip(phi.chunks_mut(row_bytes)) {
+            stored.pack_row(scheme, x, phi);
+        }
+        let a = random(2, n * rank).iter().map(|x| x / 4.0).collect();
+        Case {
+            scheme,
+            stored,
+            n,
+            k,
+            rank,
+            rows,
+            phi: Tensor::owned(phi, Dtype::U8, vec![n, row_bytes]),
+            scale: random(3, n * groups).iter().map(|x| 0.02 + x.abs() / 50.0).collect(),
+            zero: scheme.asymmetric.then(|| (0..n * groups).map(|i| (i % 3) as f32 - 1.0).collect()),
+            a,
+            b: random(4, rank * k),
+        }
+    }
+
+    fn factor(&self) -> f32 {
+        1.0 / self.rank as f32
+    }
+
+    /// Z by the definition of the design: one chain of fused multiply-adds.
+    fn z(&self, n: usize, k: usize) -> f32 {
+        let mut row = vec![0.0; self.k];
+        let row_bytes = self.stored.row_bytes(self.scheme, self.k);
+        self.stored.unpack_row(self.scheme, &self.phi.bytes()[n * row_bytes..(n + 1) * row_bytes], &mut row);
+        let c = (0..self.rank).fold(0f32, |c, i| self.a[n * self.rank + i].mul_add(self.b[i * self.k + k], c));
+        self.factor().mul_add(c, row[k])
+    }
+
+    fn group(&self, n: usize, k: usize) -> usize {
+        let groups = self.scheme.groups(self.k);
+        n * groups + k * groups / self.k
+    }
+
+    fn zero_at(&self, at: usize) -> f32 {
+        self.zero.as_ref().map_or(0.0, |zero| zero[at])
+    }
+}
+
+/// What the definition gives, and what the backend gives.
+struct Values<T> {
+    y: Vec<T>,
+    dx: Vec<T>,
+    ds: Vec<T>,
+    da: Vec<T>,
+    db: Vec<T>,
+}
+
+fn definition<E: Element>(c: &Case, x: &[E], dy: &[E]) -> Values<f64> {
+    let (n, k, r, rows) = (c.n, c.k, c.rank, c.rows);
+    let (qmin, qmax) = (c.scheme.qmin(), c.scheme.qmax());
+    let factor = f64::from(c.factor());
+    let mut v = Values {
+        y: vec![0.0; rows * n],
+        dx: vec![0.0; rows * k],
+        ds: vec![0.0; c.scale.len()],
+        da: vec![0.0; n * r],
+        db: vec![0.0; r * k],
+    };
+    for i in 0..n {
+        for j in 0..k {
+            let (z, at) = (c.z(i, j), c.group(i, j));
+            let (s, zero) = (grid::forward_scale(c.scale[at]), c.zero_at(at));
+            let code = z.round_ties_even().clamp(qmin, qmax);
+            let w = f64::from(E::from_f32(s * (code - zero)).to_f32());
+            let mut dw = 0.0;
+            for row in 0..rows {
+                let (x, dy) = (f64::from(x[row * k + j].to_f32()), f64::from(dy[row * n + i].to_f32()));
+                v.y[row * n + i] += x * w;
+                v.dx[row * k + j] += dy * w;
+                dw += x * dy;
+            }
+            v.ds[at] += dw * f64::from(code - zero);
+            let dz = if z.round_ties_even() == code { dw * f64::from(s) } else { 0.0 };
+            for rank in 0..r {
+                v.da[i * r + rank] += factor * dz * f64::from(c.b[rank * k + j]);
+                v.db[rank * k + j] += factor * f64::from(c.a[i * r + rank]) * dz;
+            }
+        }
+    }
+    v
+}
+
+/// y is added to ones, dx set; gradients are added to ones.
+fn computed<E: Element>(c: &Case, x: &[E], dy: &[E], keep: bool) -> Values<f32> {
+    let cpu = Cpu::<E>::new();
+    let up = |values: &[f32]| cpu.upload(values).unwrap();
+    let (scale, zero, a, b) = (up(&c.scale), c.zero.as_deref().map(up), up(&c.a), up(&c.b));
+    let low = |integers| {
+        Weight::LowRank(LowRank {
+            phi: &c.phi,
+            stored: c.stored,
+            scheme: c.scheme,
+            scale: &scale,
+            zero: zero.as_ref(),
+            integers,
+            a: &a,
+            b: &b,
+            rank: c.rank,
+            factor: c.factor(),
+            n: c.n,
+            k: c.k,
+        })
+    };
+    let mut integers = cpu.integers(c.n * c.k).unwrap();
+    cpu.round_weight(&low(None), &mut integers);
+    let w = low(keep.then_some(&integers));
+    let (x, dy) = (Aligned::of(x).unwrap(), Aligned::of(dy).unwrap());
+    let ones = |len: usize| up(&vec![1.0; len]);
+    let mut y = ones(c.rows * c.n);
+    cpu.linear_forward(&x, c.rows, &w, Output::add(&mut y));
+    let mut dx = cpu.activation(c.rows * c.k).unwrap();
+    let (mut ds, mut da, mut db) = (ones(c.scale.len()), ones(c.a.len()), ones(c.b.len()));
+    let grads = LowRankGrads { scale: &mut ds, a: &mut da, b: &mut db };
+    cpu.linear_backward(&x, c.rows, &w, &dy, Output::Activation(&mut dx), Some(grads));
+    Values {
+        y: y.to_vec(),
+        dx: dx.iter().map(|x| x.to_f32()).collect(),
+        ds: ds.to_vec(),
+        da: da.to_vec(),
+        db: db.to_vec(),
+    }
+}
+
+/// The largest error beside the root mean square of what is expected.
+fn error(got: &[f32], want: &[f64], added: f64) -> f64 {
+    let size = (want.iter().map(|x| x * x).sum::<f64>() / want.len() as f64).sqrt();
+    let worst = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - want - added).abs()).fold(0.0, f64::max);
+    worst / size
+}
+
+fn check<E: Element>(limits: [f64; 3]) {
+    let cases = [
+        ("w4pc", Phi::Q, [70, 100, 32, 50]),
+        ("w4pc", Phi::Int, [33, 64, 5, 7]),
+        ("w3g16z", Phi::Q, [40, 144, 32, 65]),
+        ("w2g48", Phi::Bf16, [31, 96, 40, 33]),
+        ("w8pc", Phi::F32, [64, 70, 8, 40]),
+        ("w5g64z", Phi::Q, [100, 128, 64, 20]),
+    ];
+    for (word, stored, shape) in cases {
+        let c = Case::new(word, stored, shape);
+        let narrow = |seed, len| random(seed, len).into_iter().map(E::from_f32).collect::<Vec<E>>();
+        let (x, dy) = (narrow(5, c.rows * c.k), narrow(6, c.rows * c.n));
+        let want = definition(&c, &x, &dy);
+        let got = computed(&c, &x, &dy, false);
+        let [product, rounded, gradient] = limits;
+        let errors = [
+            ("y", error(&got.y, &want.y, 1.0), product),
+            ("dx", error(&got.dx, &want.dx, 0.0), rounded),
+            ("ds", error(&got.ds, &want.ds, 1.0), product),
+            ("dA", error(&got.da, &want.da, 1.0), gradient),
+            ("dB", error(&got.db, &want.db, 1.0), gradient),
+        ];
+        for (what, error, limit) in errors {
+            assert!(error <= limit, "{word} φ {stored} {shape:?}: {what} is off by {error:.1e}");
+        }
+        let kept = computed(&c, &x, &dy, true);
+        let bits = |v: &Values<f32>| {
+            let all = [&v.y, &v.dx, &v.ds, &v.da, &v.db];
+            all.into_iter().flatten().map(|x| x.to_bits()).collect::<Vec<u32>>()
+        };
+        assert!(bits(&kept) == bits(&got), "{word} φ {stored}: kept integers change the result");
+        on_thread_pools(|| {
+            let v = computed(&c, &x, &dy, true);
+            [v.y, v.dx, v.ds, v.da, v.db].concat()
+        });
+    }
+}
+
+/// Sums of some hundred products in f32: 2^-24 of each partial sum, which are larger than what remains of them.
+#[test]
+fn f32_is_the_definition() {
+    check::<f32>([1e-5, 1e-5, 4e-5]);
+}
+
+/// The definition has the same bf16 operands; on top of f32 sums, dx is rounded to bf16 (2^-9 of an element of up to
+/// five times the mean), and dA and dB are products of dZ, A and B rounded to bf16 (2^-9 each, of rows as large).
+#[test]
+fn bf16_is_the_definition_of_rounded_operands() {
+    check::<bf16>([2e-5, 1.5e-2, 2e-2]);
+}
