@@ -9,7 +9,8 @@ use common::compute::cpu::element::Element;
 use half::bf16;
 
 /// SmolLM2-135M at two lengths, LLaMA-2-7B, LLaMA-3-8B.
-const SHAPES: [[usize; 5]; 4] = [[4, 512, 9, 3, 64], [1, 2048, 9, 3, 64], [1, 1024, 32, 32, 128], [1, 1024, 32, 8, 128]];
+const SHAPES: [[usize; 5]; 4] =
+    [[4, 512, 9, 3, 64], [1, 2048, 9, 3, 64], [1, 1024, 32, 32, 128], [1, 1024, 32, 8, 128]];
 
 fn main() {
     let mut shapes = Vec::new();

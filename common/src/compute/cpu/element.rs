@@ -12,9 +12,6 @@ pub trait Element: Pod + Send + Sync + Tiled {
     fn to_f32(self) -> f32;
     /// The nearest value, the even one of two; a NaN stays one.
     fn from_f32(x: f32) -> Self;
-    /// The slice itself, if it is f32.
-    fn as_f32(x: &[Self]) -> Option<&[f32]>;
-    fn as_f32_mut(x: &mut [Self]) -> Option<&mut [f32]>;
     /// The slice itself, if it is bf16.
     fn as_bf16_mut(x: &mut [Self]) -> Option<&mut [bf16]>;
 }
@@ -30,14 +27,6 @@ impl Element for f32 {
     #[inline(always)]
     fn from_f32(x: f32) -> f32 {
         x
-    }
-
-    fn as_f32(x: &[f32]) -> Option<&[f32]> {
-        Some(x)
-    }
-
-    fn as_f32_mut(x: &mut [f32]) -> Option<&mut [f32]> {
-        Some(x)
     }
 
     fn as_bf16_mut(_: &mut [f32]) -> Option<&mut [bf16]> {
@@ -62,14 +51,6 @@ impl Element for bf16 {
         // Rounding could carry a NaN to ∞: it becomes quiet instead.
         let kept = if x.is_nan() { bits | 0x0040_0000 } else { rounded };
         bf16::from_bits((kept >> 16) as u16)
-    }
-
-    fn as_f32(_: &[bf16]) -> Option<&[f32]> {
-        None
-    }
-
-    fn as_f32_mut(_: &mut [bf16]) -> Option<&mut [f32]> {
-        None
     }
 
     fn as_bf16_mut(x: &mut [bf16]) -> Option<&mut [bf16]> {

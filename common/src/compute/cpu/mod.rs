@@ -8,7 +8,6 @@
 //! instruction set, so its bits depend on neither; matrix products of bf16 depend on whether there is a tile unit.
 
 pub mod device;
-pub mod boundary;
 pub mod linear;
 pub mod made;
 pub mod weight_gradient;
@@ -17,7 +16,6 @@ pub mod adamw;
 pub mod attention;
 pub mod elementwise;
 pub mod embedding;
-pub mod gemm;
 pub mod product;
 pub mod loss;
 pub mod reduce;

@@ -25,14 +25,7 @@ const PART_BLOCK: usize = 96;
 const SLACK: f32 = 8.0;
 
 /// out = softmax(q·kᵀ/√hd + mask)·v; lse [rows, heads] is the logarithm of each softmax's denominator.
-pub fn attention_forward<E: Element>(
-    shape: &Attention,
-    q: &[E],
-    k: &[E],
-    v: &[E],
-    out: &mut [E],
-    lse: &mut [f32],
-) {
+pub fn attention_forward<E: Element>(shape: &Attention, q: &[E], k: &[E], v: &[E], out: &mut [E], lse: &mut [f32]) {
     with_kernel::<E, _>(Forward { shape, q, k, v, out, lse });
 }
 
@@ -60,6 +53,14 @@ impl<E: Element> Work for Forward<'_, E> {
     }
 }
 
+/// Bytes of what a thread holds.
+pub(super) fn thread_bytes<K: Kernel>(shape: &Attention, tokens: usize) -> usize {
+    let (hd, width) = (shape.head_dim.next_multiple_of(K::STEP), shape.head_dim.next_multiple_of(COLUMNS));
+    let tile = K::ROWS * COLUMNS;
+    let packed = tokens.next_multiple_of(COLUMNS) * (hd + width) + K::ROWS * hd + GATHERED * tile;
+    size_of::<K::Packed>() * packed + size_of::<f32>() * (2 * tile + K::ROWS * width)
+}
+
 #[derive(Default)]
 struct Held {
     k: Scratch,
@@ -85,6 +86,11 @@ struct Rows {
 }
 
 thread_local!(static HELD: RefCell<Held> = RefCell::default());
+
+#[cfg(test)]
+pub(super) fn held_bytes() -> usize {
+    HELD.with_borrow(|h| [&h.k, &h.v, &h.q, &h.scores, &h.p, &h.out].iter().map(|held| held.bytes()).sum())
+}
 
 fn forward_part<K: Kernel, E: Element>(
     kernel: K,
@@ -129,7 +135,11 @@ fn forward_part<K: Kernel, E: Element>(
                     let row = &q[base + r * shape.q_width()..][..hd];
                     for c in (0..hd).step_by(64 / size_of::<E>()) {
                         // SAFETY: x
-                        unsafe { std::arch::x86_64::_mm_prefetch::<{std::arch::x86_64::_MM_HINT_T0}>(row[c..].as_ptr().cast()) };
+                        unsafe {
+                            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+                                row[c..].as_ptr().cast(),
+                            )
+                        };
                     }
                 }
             };

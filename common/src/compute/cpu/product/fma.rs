@@ -28,10 +28,7 @@ pub unsafe fn tile_product(a: *const f32, b: *const f32, k: usize, c: *mut f32, 
 pub unsafe fn tile_product_of_tiles(a: *const f32, b: *const f32, k: usize, c: *mut f32, ldc: usize, accumulate: bool) {
     // SAFETY: as the caller promises; an array of f32 has the alignment of f32.
     let (a, b) = unsafe {
-        (
-            from_raw_parts(a.cast::<[[f32; COLUMNS]; ROWS]>(), k / COLUMNS),
-            from_raw_parts(b.cast::<[f32; COLUMNS]>(), k),
-        )
+        (from_raw_parts(a.cast::<[[f32; COLUMNS]; ROWS]>(), k / COLUMNS), from_raw_parts(b.cast::<[f32; COLUMNS]>(), k))
     };
     ARCH.dispatch(Tile { a, b, c, ldc, accumulate });
 }
