@@ -2,6 +2,8 @@
 //!
 //! Scores are in units of ln 2, so that probabilities are powers of 2. Rows are queries, columns 32 keys.
 
+use std::f32::consts::LN_2;
+
 use pulp::{Simd, WithSimd};
 
 use super::Attention;
@@ -19,7 +21,7 @@ const LOWEST: f32 = -127.0;
 #[inline(always)]
 fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     const ROUND: f32 = 12_582_912.0; // 1.5·2^23: adding it rounds to an integer, left in the low bits
-    const Q: [f32; 6] = [0.000_153_533_62, 0.001_339_887_4, 0.009_618_437, 0.055_503_324, 0.240_226_48, 0.693_147_2];
+    const Q: [f32; 6] = [0.000_153_533_62, 0.001_339_887_4, 0.009_618_437, 0.055_503_324, 0.240_226_48, LN_2];
     let round = simd.splat_f32s(ROUND);
     let x = simd.max_f32s(simd.splat_f32s(LOWEST), x);
     let rounded = simd.add_f32s(x, round);
@@ -64,7 +66,7 @@ pub fn ln(x: f32) -> f32 {
     let s = t * t;
     let series = (2.0f32 / 9.0).mul_add(s, 2.0 / 7.0).mul_add(s, 2.0 / 5.0).mul_add(s, 2.0 / 3.0);
     let tail = series.mul_add(s * t, 2.0 * t);
-    (n as f32).mul_add(std::f32::consts::LN_2, tail)
+    (n as f32).mul_add(LN_2, tail)
 }
 
 // Loops, not the adapters of arrays and iterators: what is not inlined is compiled for the baseline.

@@ -138,10 +138,9 @@ pub fn transpose(Square(block): &mut Square) {
         // SAFETY: AVX-512 is there.
         return unsafe { tiles::transpose_block(block) };
     }
-    for i in 0..16 {
-        for j in 0..i {
-            (block[i][j], block[j][i]) = (block[j][i], block[i][j]);
-        }
+    let rows = *block;
+    for (i, row) in block.iter_mut().enumerate() {
+        *row = std::array::from_fn(|j| rows[j][i]);
     }
 }
 
