@@ -7,17 +7,17 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::Mutex;
 
 use rayon::prelude::*;
 
+use super::sums::{KeyGradients, Sums, Unit};
 use super::tile::{ScoreGradients, mask};
 use super::{
     Attention, Panels, Part, Shared, by_dimensions, by_rows, pack_columns, pack_columns_for_tiles, pack_rows, steps,
     steps_of_tiles,
 };
 use crate::compute::cpu::element::Element;
-use crate::compute::cpu::product::{COLUMNS, Kernel, Scratch, Work, transpose, with_kernel};
+use crate::compute::cpu::product::{COLUMNS, Kernel, Scratch, Work, with_kernel};
 use crate::compute::cpu::simd::simd;
 use crate::quant::lanes::{LANES, join};
 
@@ -69,115 +69,42 @@ impl<E: Element> Work for Backward<'_, E> {
         assert!(saved.out.len() == q_len && saved.lse.len() * shape.head_dim == q_len, "attention: shapes of out, lse");
         assert!(dout.len() == q_len && dq.len() == q_len, "attention: shapes of dout, dq");
         assert!(dk.len() == kv_len && dv.len() == kv_len, "attention: shapes of dk, dv");
-        let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
-        shape.parts(QUERIES, PART_SCORES).into_par_iter().with_max_len(1).for_each(|parts| {
-            let sum = |part: &Part| {
-                let mut sums = POOL.lock().expect("no thread panics").pop().unwrap_or_default();
-                HELD.with_borrow_mut(|held| {
-                    backward_part(kernel, shape, saved, dout, part, held, sums.start::<K>(shape, part), &dq);
-                });
-                sums
+        let dq = Shared::new(dq);
+        let gradients = KeyGradients { shape, dk: Shared::new(dk), dv: Shared::new(dv) };
+        let units: Vec<Unit> = shape.parts(QUERIES, PART_SCORES).into_iter().map(Unit::new).collect();
+        let all: Vec<(&Unit, usize)> =
+            units.iter().flat_map(|unit| (0..unit.parts.len()).map(move |i| (unit, i))).collect();
+        all.into_par_iter().with_max_len(1).for_each(|(unit, i)| {
+            let part = &unit.parts[i];
+            let mut sums = Sums::take();
+            let held = sums.begin::<K>(shape, part);
+            let summed = |tile, sums: &[f32]| {
+                if unit.parts.len() == 1 {
+                    // While they are in the cache.
+                    // SAFETY: nobody else stores gradients of these keys.
+                    unsafe { gradients.store::<K>(part, tile, &[sums]) };
+                }
             };
-            let mut sums: Vec<Sums> = parts.par_iter().with_max_len(1).map(sum).collect();
-            let last = &parts[parts.len() - 1];
-            (0..last.queries.end.div_ceil(COLUMNS)).into_par_iter().with_min_len(4).for_each(|tile| {
-                // SAFETY: the keys of this tile and head are written here only.
-                unsafe { store_tile::<K, E>(shape, last, tile, &sums, &dk, &dv) };
+            HELD.with_borrow_mut(|scratch| {
+                backward_part(kernel, shape, saved, dout, part, scratch, held, &dq, summed);
             });
-            POOL.lock().expect("no thread panics").append(&mut sums);
+            // SAFETY: nobody else stores gradients of these keys.
+            unsafe { unit.finish::<K, E>(i, sums, &gradients) };
         });
     }
 }
 
-/// dKᵀ and dVᵀ of a part, by tiles of keys: [tiles][2][head_dim in whole panels][32].
-#[derive(Default)]
-struct Sums {
-    held: Scratch,
-    tiles: Range<usize>,
-    /// Elements of a tile.
-    stride: usize,
-}
-
-/// What threads have summed in, for the next call.
-static POOL: Mutex<Vec<Sums>> = Mutex::new(Vec::new());
-
-impl Sums {
-    fn start<K: Kernel>(&mut self, shape: &Attention, part: &Part) -> &mut [f32] {
-        self.tiles = shape.tiles(&part.queries);
-        self.stride = 2 * shape.head_dim.next_multiple_of(K::ROWS) * COLUMNS;
-        self.held.take::<f32>(self.tiles.len() * self.stride)
-    }
-
-    fn tile(&self, tile: usize) -> Option<&[f32]> {
-        let at = tile.checked_sub(self.tiles.start).filter(|at| *at < self.tiles.len())?;
-        Some(&self.held.held::<f32>()[at * self.stride..][..self.stride])
-    }
-}
-
-/// # Safety
-/// Nobody else holds the keys of this tile and head.
-unsafe fn store_tile<K: Kernel, E: Element>(
-    shape: &Attention,
-    part: &Part,
-    tile: usize,
-    sums: &[Sums],
-    dk: &Shared<E>,
-    dv: &Shared<E>,
-) {
-    let hd = shape.head_dim;
-    let keys = tile * COLUMNS..part.queries.end.min((tile + 1) * COLUMNS);
-    for (which, (to, factor)) in [(dk, shape.scale()), (dv, 1.0)].into_iter().enumerate() {
-        let first_row = which * hd.next_multiple_of(K::ROWS);
-        for (half, dimension) in (0..hd).step_by(16).flat_map(|d| [(0, d), (16, d)]) {
-            let dimensions = 16.min(hd - dimension);
-            let mut block = [[0.0; 16]; 16];
-            for sums in sums.iter().filter_map(|sums| sums.tile(tile)) {
-                let rows = &sums.as_chunks::<COLUMNS>().0[first_row + dimension..][..dimensions];
-                add_halves(rows, half, factor, &mut block);
-            }
-            transpose(&mut block);
-            for (key, from) in keys.clone().skip(half).zip(&block) {
-                let at = (part.start + key) * shape.kv_width() + part.kv_head * hd + dimension;
-                // SAFETY: as the caller promises.
-                round(from, unsafe { to.part(at, dimensions) });
-            }
-        }
-    }
-}
-
-/// Adds 16 columns of some rows, from column `half` on.
-fn add_halves(rows: &[[f32; COLUMNS]], half: usize, factor: f32, to: &mut [[f32; 16]; 16]) {
-    simd(
-        #[inline(always)]
-        || {
-            for (to, row) in to.iter_mut().zip(rows) {
-                // Copies, which cannot overlap: else this stays scalar.
-                let (mut sum, row) = (*to, row[half..].as_chunks::<16>().0[0]);
-                for (sum, x) in sum.iter_mut().zip(row) {
-                    *sum += x * factor;
-                }
-                *to = sum;
-            }
-        },
-    );
-}
-
-fn round<E: Element>(from: &[f32; 16], to: &mut [E]) {
-    simd(
-        #[inline(always)]
-        || match <&mut [E; 16]>::try_from(&mut *to) {
-            Ok(to) => {
-                for (to, x) in to.iter_mut().zip(from) {
-                    *to = E::from_f32(*x);
-                }
-            }
-            Err(_) => {
-                for (to, x) in to.iter_mut().zip(from) {
-                    *to = E::from_f32(*x);
-                }
-            }
-        },
-    );
+/// Bytes of what a thread holds. The parts of a sequence may be held by one thread, until the last is done.
+pub(super) fn thread_bytes<K: Kernel>(shape: &Attention, tokens: usize) -> usize {
+    let (hd, width) = (shape.head_dim.next_multiple_of(K::STEP), shape.head_dim.next_multiple_of(COLUMNS));
+    let (tile, rows) = (K::ROWS * COLUMNS, QUERIES.min(tokens).next_multiple_of(K::ROWS));
+    let of_keys = tokens.next_multiple_of(COLUMNS) * (2 * hd + width);
+    let of_queries = 2 * rows * (hd + shape.head_dim.next_multiple_of(K::ROWS)) + 3 * KEYS * rows * COLUMNS;
+    let sequence = Attention { segments: &[0, tokens], kv_heads: 1, heads: shape.group(), ..*shape };
+    let parts = sequence.parts(QUERIES, PART_SCORES).concat();
+    let sums: usize =
+        parts.iter().map(|part| shape.tiles(&part.queries).len() * Sums::stride::<K>(shape.head_dim)).sum();
+    size_of::<K::Packed>() * (of_keys + of_queries) + size_of::<f32>() * (4 * tile + rows * width + sums)
 }
 
 #[derive(Default)]
@@ -204,6 +131,16 @@ struct Held {
 
 thread_local!(static HELD: RefCell<Held> = RefCell::default());
 
+#[cfg(test)]
+pub(super) fn held_bytes() -> usize {
+    HELD.with_borrow(|h| {
+        let of_keys = [&h.k_columns, &h.v_columns, &h.k_for_tiles];
+        let of_queries = [&h.q_rows, &h.dout_rows, &h.q_dimensions, &h.dout_dimensions, &h.dq];
+        let of_tiles = [&h.scores, &h.p_columns, &h.ds_columns, &h.ds_lines];
+        of_keys.iter().chain(&of_queries).chain(&of_tiles).map(|held| held.bytes()).sum()
+    })
+}
+
 #[allow(clippy::too_many_arguments)]
 fn backward_part<K: Kernel, E: Element>(
     kernel: K,
@@ -214,6 +151,7 @@ fn backward_part<K: Kernel, E: Element>(
     held: &mut Held,
     sums: &mut [f32],
     dq: &Shared<E>,
+    summed: impl Fn(usize, &[f32]),
 ) {
     let (hd, width, kv_width) = (shape.head_dim, shape.q_width(), shape.kv_width());
     let tiles = shape.tiles(&part.queries);
@@ -245,30 +183,25 @@ fn backward_part<K: Kernel, E: Element>(
         for first in part.queries.clone().step_by(QUERIES) {
             let queries = first..part.queries.end.min(first + QUERIES);
             let (row, n) = (part.start + first, queries.len());
-            let across = n.div_ceil(K::ROWS) * K::ROWS / K::STEP;
+            let operand = |x, to| pack_rows(kernel, &by_rows(x, width, row, n, head, hd), steps::<K>(hd), to);
+            let across = |x, to| {
+                let steps = n.div_ceil(K::ROWS) * K::ROWS / K::STEP;
+                pack_rows(kernel, &by_dimensions(x, width, row, n, head, hd), steps, to)
+            };
             let of_queries = Queries {
-                q_rows: pack_rows(kernel, &by_rows(saved.q, width, row, n, head, hd), steps::<K>(hd), &mut held.q_rows),
-                dout_rows: pack_rows(
-                    kernel,
-                    &by_rows(dout, width, row, n, head, hd),
-                    steps::<K>(hd),
-                    &mut held.dout_rows,
-                ),
-                q_dimensions: pack_rows(
-                    kernel,
-                    &by_dimensions(saved.q, width, row, n, head, hd),
-                    across,
-                    &mut held.q_dimensions,
-                ),
-                dout_dimensions: pack_rows(
-                    kernel,
-                    &by_dimensions(dout, width, row, n, head, hd),
-                    across,
-                    &mut held.dout_dimensions,
-                ),
+                q_rows: operand(saved.q, &mut held.q_rows),
+                dout_rows: operand(dout, &mut held.dout_rows),
+                q_dimensions: across(saved.q, &mut held.q_dimensions),
+                dout_dimensions: across(dout, &mut held.dout_dimensions),
             };
             block.statistics(saved, dout, row, n, head);
-            block.run(&of_queries, &queries);
+            let next = queries.end..part.queries.end.min(queries.end + QUERIES);
+            let ends = if next.is_empty() { tiles.end } else { shape.tiles(&next).start };
+            block.run(&of_queries, &queries, |tile, sums| {
+                if head + 1 == (part.kv_head + 1) * shape.group() && tile < ends {
+                    summed(tile, sums);
+                }
+            });
             // SAFETY: these rows of this head are this part's alone.
             unsafe { block.store(row, n, head, dq) };
         }
@@ -325,7 +258,8 @@ impl<K: Kernel> Block<'_, K> {
         self.d.resize(padded, 0.0);
     }
 
-    fn run(&mut self, of: &Queries<K>, queries: &Range<usize>) {
+    /// Adds what these queries give to the sums of the keys that they see, each then shown to `summed`, and sets dQ.
+    fn run(&mut self, of: &Queries<K>, queries: &Range<usize>, summed: impl Fn(usize, &[f32])) {
         let panels = queries.len().div_ceil(K::ROWS);
         let of_panel = |i: usize| {
             let first = queries.start + i * K::ROWS;
@@ -357,7 +291,7 @@ impl<K: Kernel> Block<'_, K> {
             for tile in some.clone() {
                 let Some(first) = seen.iter().position(|seen| seen.contains(&tile)) else { continue };
                 let end = panels - seen.iter().rev().position(|seen| seen.contains(&tile)).expect("there is one");
-                self.sum_for_keys(of, first..end, panels, tile, tile - from);
+                summed(tile, self.sum_for_keys(of, first..end, panels, tile, tile - from));
             }
             for (i, seen) in seen.into_iter().enumerate().filter(|(_, seen)| !seen.is_empty()) {
                 self.sum_for_queries(i, seen, from, started[i]);
@@ -406,7 +340,14 @@ impl<K: Kernel> Block<'_, K> {
     }
 
     /// dKᵀ += Qᵀ·dS and dVᵀ += dOᵀ·P of a tile of keys, over `seen` panels of queries.
-    fn sum_for_keys(&mut self, of: &Queries<K>, seen: Range<usize>, panels: usize, tile: usize, place: usize) {
+    fn sum_for_keys(
+        &mut self,
+        of: &Queries<K>,
+        seen: Range<usize>,
+        panels: usize,
+        tile: usize,
+        place: usize,
+    ) -> &[f32] {
         let (rows, tile) = (self.shape.head_dim.next_multiple_of(K::ROWS), tile - self.first_tile);
         let (first, steps) = (seen.start * K::ROWS / K::STEP, seen.len() * K::ROWS / K::STEP);
         let at = (place * panels + seen.start) * Self::TILE;
@@ -422,6 +363,7 @@ impl<K: Kernel> Block<'_, K> {
             }
         }
         self.started[tile] = true;
+        &self.sums[2 * tile * rows * COLUMNS..][..2 * rows * COLUMNS]
     }
 
     /// dQ += dS·K of a panel of queries, over the tiles of keys that it has seen.

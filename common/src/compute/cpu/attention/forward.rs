@@ -53,6 +53,14 @@ impl<E: Element> Work for Forward<'_, E> {
     }
 }
 
+/// Bytes of what a thread holds.
+pub(super) fn thread_bytes<K: Kernel>(shape: &Attention, tokens: usize) -> usize {
+    let (hd, width) = (shape.head_dim.next_multiple_of(K::STEP), shape.head_dim.next_multiple_of(COLUMNS));
+    let tile = K::ROWS * COLUMNS;
+    let packed = tokens.next_multiple_of(COLUMNS) * (hd + width) + K::ROWS * hd + GATHERED * tile;
+    size_of::<K::Packed>() * packed + size_of::<f32>() * (2 * tile + K::ROWS * width)
+}
+
 #[derive(Default)]
 struct Held {
     k: Scratch,
@@ -78,6 +86,11 @@ struct Rows {
 }
 
 thread_local!(static HELD: RefCell<Held> = RefCell::default());
+
+#[cfg(test)]
+pub(super) fn held_bytes() -> usize {
+    HELD.with_borrow(|h| [&h.k, &h.v, &h.q, &h.scores, &h.p, &h.out].iter().map(|held| held.bytes()).sum())
+}
 
 fn forward_part<K: Kernel, E: Element>(
     kernel: K,

@@ -8,6 +8,7 @@
 
 mod backward;
 mod forward;
+mod sums;
 mod tile;
 
 use std::marker::PhantomData;
@@ -15,10 +16,22 @@ use std::ops::Range;
 
 use super::check_segments;
 use super::element::Element;
-use super::product::{COLUMNS, Kernel, Lines, Scratch};
+use super::product::{COLUMNS, Kernel, Lines, Scratch, Work, with_kernel};
 
 pub use backward::{AttentionSaved, attention_backward};
 pub use forward::attention_forward;
+
+/// Bytes that a thread holds for sequences of up to `tokens` tokens, forward and backward.
+pub fn thread_bytes<E: Element>(shape: &Attention, tokens: usize) -> usize {
+    struct Bytes<'a>(&'a Attention<'a>, usize);
+    impl Work for Bytes<'_> {
+        type Output = usize;
+        fn run<K: Kernel>(self, _: K) -> usize {
+            forward::thread_bytes::<K>(self.0, self.1) + backward::thread_bytes::<K>(self.0, self.1)
+        }
+    }
+    with_kernel::<E, _>(Bytes(shape, tokens))
+}
 
 /// Who attends to whom. Heads are side by side in a row: q is [rows, heads * head_dim], k and v are
 /// [rows, kv_heads * head_dim].
@@ -222,5 +235,7 @@ impl<'a, T> Shared<'a, T> {
     }
 }
 
+#[cfg(test)]
+mod bf16_tests;
 #[cfg(test)]
 mod tests;

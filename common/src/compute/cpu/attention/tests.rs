@@ -94,13 +94,16 @@ fn gradient_by_finite_differences() {
 /// Sequences that cross blocks of queries and of keys, at odd lengths, with windows around the block sizes.
 #[test]
 fn long_sequences_against_f64() {
-    let cases: [Case; 6] = [
+    let cases: [Case; 8] = [
         (&[0, 401, 402, 402, 467], 3, 1, 8, None),
         (&[0, 401, 402, 402, 467], 3, 1, 8, Some(1)),
         (&[0, 590], 2, 2, 20, Some(257)),
         (&[0, 333], 4, 2, 64, Some(64)),
         (&[0, 300], 9, 3, 16, Some(1000)),
         (&[0, 70], 200, 1, 4, None),
+        // Several parts.
+        (&[0, 1301], 3, 1, 4, None),
+        (&[0, 20, 2600], 4, 1, 4, Some(200)),
     ];
     for (segments, heads, kv_heads, head_dim, window) in cases {
         let shape = Attention { segments, heads, kv_heads, head_dim, window };
@@ -152,4 +155,20 @@ fn same_bits_for_every_pool_and_place_in_the_batch() {
     {
         assert!(two[..one.len()] == one[..] && two[one.len()..] == one[..]);
     }
+}
+
+/// What a thread is said to hold is what it holds, but for vectors of a number a row.
+#[test]
+fn bytes_of_a_thread() {
+    let shape = Attention { segments: &[0, 1301], heads: 6, kv_heads: 2, head_dim: 64, window: None };
+    let [q, k, v, dout] = inputs(&shape);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let held = pool.install(|| {
+        run(&shape, &q, &k, &v, &dout);
+        super::forward::held_bytes() + super::backward::held_bytes()
+    });
+    let parts = shape.parts(192, 1 << 20).concat().len() / 2;
+    let sums = 2 * 72 * 4 * 32 * 41;
+    let said = super::thread_bytes::<f32>(&shape, 1301);
+    assert!(parts > 1 && held < said && said <= held + parts * sums, "held {held}, said {said}, sums {sums}");
 }

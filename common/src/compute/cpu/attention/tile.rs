@@ -2,6 +2,8 @@
 //!
 //! Scores are in units of ln 2, so that probabilities are powers of 2. Rows are queries, columns 32 keys.
 
+use std::f32::consts::LN_2;
+
 use pulp::{Simd, WithSimd};
 
 use super::Attention;
@@ -19,7 +21,7 @@ const LOWEST: f32 = -127.0;
 #[inline(always)]
 fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     const ROUND: f32 = 12_582_912.0; // 1.5·2^23: adding it rounds to an integer, left in the low bits
-    const Q: [f32; 6] = [0.000_153_533_62, 0.001_339_887_4, 0.009_618_437, 0.055_503_324, 0.240_226_48, 0.693_147_2];
+    const Q: [f32; 6] = [0.000_153_533_62, 0.001_339_887_4, 0.009_618_437, 0.055_503_324, 0.240_226_48, LN_2];
     let round = simd.splat_f32s(ROUND);
     let x = simd.max_f32s(simd.splat_f32s(LOWEST), x);
     let rounded = simd.add_f32s(x, round);
@@ -64,7 +66,7 @@ pub fn ln(x: f32) -> f32 {
     let s = t * t;
     let series = (2.0f32 / 9.0).mul_add(s, 2.0 / 7.0).mul_add(s, 2.0 / 5.0).mul_add(s, 2.0 / 3.0);
     let tail = series.mul_add(s * t, 2.0 * t);
-    (n as f32).mul_add(std::f32::consts::LN_2, tail)
+    (n as f32).mul_add(LN_2, tail)
 }
 
 // Loops, not the adapters of arrays and iterators: what is not inlined is compiled for the baseline.
@@ -231,6 +233,104 @@ impl<K: Kernel> WithSimd for ScoreGradients<'_, K> {
             8 => self.rows::<S, 4>(simd),
             4 => self.rows::<S, 8>(simd),
             _ => self.rows::<S, 32>(simd),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::cpu::product::Fma;
+    use crate::compute::cpu::testing::random;
+
+    #[test]
+    fn powers_are_within_one_ulp() {
+        let mut worst = 0.0f64;
+        for from in (-126_000_000..9_000_000).step_by(16 * 37) {
+            let mut x: [f32; 19] = std::array::from_fn(|i| (from + 37 * i as i32) as f32 * 1e-6);
+            let exact = x.map(|x| f64::from(x).exp2());
+            powers_of_2(&mut x);
+            for (got, exact) in x.iter().zip(exact) {
+                let ulp = f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
+                worst = worst.max((f64::from(*got) - exact).abs() / ulp);
+            }
+        }
+        assert!(worst <= 1.0, "{worst} ulp");
+        let mut ends = [0.0, -0.0, -127.0, -1e30, f32::NEG_INFINITY, f32::MIN];
+        powers_of_2(&mut ends);
+        assert_eq!(ends.map(f32::to_bits), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0f32].map(f32::to_bits));
+    }
+
+    #[test]
+    fn logarithms() {
+        let mut x = f32::MIN_POSITIVE;
+        while x < 1e38 {
+            let exact = f64::from(x).ln();
+            assert!((f64::from(ln(x)) - exact).abs() <= 1e-7 * (1.0 + exact.abs()), "ln {x}: {}, {exact}", ln(x));
+            x *= 1.000_37;
+        }
+        assert_eq!(ln(1.0), 0.0);
+    }
+
+    #[test]
+    fn rows_of_a_tile() {
+        let tile = random(1, 12 * COLUMNS);
+        let (mut maxima, mut sums) = ([0.0; 12], [0.0; 12]);
+        row_maxima(&tile, &mut maxima);
+        for (row, max) in tile.chunks_exact(COLUMNS).zip(maxima) {
+            assert_eq!(max, row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        }
+        row_sums(&[[1.5; LANES]; 12], &mut sums);
+        assert_eq!(sums, [24.0; 12]);
+    }
+
+    #[test]
+    fn masks_what_is_not_seen() {
+        let shape = Attention { segments: &[], heads: 1, kv_heads: 1, head_dim: 1, window: Some(5) };
+        let mut tile = [1.0; 12 * COLUMNS];
+        mask(&mut tile, &shape, 30, 1);
+        for (i, x) in tile.iter().enumerate() {
+            let (query, key) = (30 + i / COLUMNS, COLUMNS + i % COLUMNS);
+            assert_eq!(*x == 1.0, key <= query && query < key + 5, "{query} {key}");
+        }
+    }
+
+    /// Both passes over a tile, on one instruction set.
+    #[cfg(target_arch = "x86_64")]
+    fn on<S: Simd>(simd: Option<S>) -> Option<Vec<u32>> {
+        let simd = simd?;
+        let (scores, dp) = (random(1, 12 * COLUMNS), random(2, 12 * COLUMNS));
+        let (reference, d) = (random(3, 12), random(4, 12));
+        let mut sums = [[0.0; LANES]; 12];
+        let [mut p, mut p_columns, mut ds_columns, mut ds_lines] = [const { [0f32; 12 * COLUMNS] }; 4];
+        let largest = simd.vectorize(Probabilities::<Fma> {
+            scores: &scores,
+            scale: 0.7,
+            reference: &reference,
+            sums_before: &[[0.5; LANES]; 12],
+            sums: &mut sums,
+            p: &mut p,
+        });
+        simd.vectorize(ScoreGradients::<Fma> {
+            scores: &scores,
+            dp: &dp,
+            scale: 0.7,
+            reference: &reference,
+            d: &d,
+            p_columns: &mut p_columns,
+            ds_columns: &mut ds_columns,
+            ds_lines: &mut ds_lines,
+        });
+        let all = [&p[..], &p_columns, &ds_columns, &ds_lines, sums.as_flattened(), &[largest]].concat();
+        Some(all.into_iter().map(f32::to_bits).collect())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let baseline = on(Some(pulp::Scalar));
+        for other in [on(pulp::x86::V3::try_new()), on(pulp::x86::V4::try_new())] {
+            assert!(other.is_none() || other == baseline);
         }
     }
 }

@@ -102,10 +102,10 @@ where
             for (a, b) in self.a.iter().zip(self.b.chunks_exact(<&A>::TOGETHER)) {
                 for k in 0..<&A>::TOGETHER {
                     let b = S::as_simd_f32s(&b[k]).0;
-                    for r in 0..R {
+                    for (r, sums) in sums.iter_mut().enumerate() {
                         let a = simd.splat_f32s(a.at(from + r, k));
-                        for v in 0..V {
-                            sums[r][v] = simd.mul_add_f32s(a, b[v], sums[r][v]);
+                        for (sum, b) in sums.iter_mut().zip(b) {
+                            *sum = simd.mul_add_f32s(a, *b, *sum);
                         }
                     }
                 }

@@ -151,8 +151,8 @@ impl Kernel for Amx {
         let out = &mut out.as_chunks_mut::<32>().0[row];
         let out: &mut [u32; 16] = bytemuck::cast_mut(out);
         let out = S::as_mut_simd_u32s(out).0;
-        for v in 0..V / 2 {
-            out[v] = pack::two_bf16(simd, x[v], x[v + V / 2]);
+        for (v, out) in out[..V / 2].iter_mut().enumerate() {
+            *out = pack::two_bf16(simd, x[v], x[v + V / 2]);
         }
     }
 
@@ -163,9 +163,9 @@ impl Kernel for Amx {
             let out = &mut out[half].as_chunks_mut::<32>().0[pair];
             let out: &mut [u32; 16] = bytemuck::cast_mut(out);
             let out = S::as_mut_simd_u32s(out).0;
-            for v in 0..V / 2 {
+            for (v, out) in out[..V / 2].iter_mut().enumerate() {
                 let at = half * V / 2 + v;
-                out[v] = pack::two_bf16(simd, low[at], high[at]);
+                *out = pack::two_bf16(simd, low[at], high[at]);
             }
         }
     }

@@ -27,7 +27,7 @@ mod sink;
 
 pub use driver::{Left, Split, product, product_here, thread_bytes};
 pub use kernel::{Amx, Fma, Kernel, Work, kernel_name, with_kernel};
-pub use pack::{Lines, Tiled, transpose};
+pub use pack::{Lines, Square, Tiled, transpose};
 pub use right::{Made, PackedColumns, Right, Rows};
 pub use scratch::Scratch;
 pub use sink::{Sink, ToActivation, ToF32};

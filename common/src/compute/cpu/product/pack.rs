@@ -127,17 +127,20 @@ pub(super) fn two_bf16<S: Simd>(simd: S, low: S::f32s, high: S::f32s) -> S::u32s
     simd.or_u32s(simd.and_u32s(high, simd.splat_u32s(0xffff_0000)), low)
 }
 
+/// 16 × 16 numbers on cache lines.
+#[repr(align(64))]
+pub struct Square(pub [[f32; 16]; 16]);
+
 /// Swaps rows and columns.
-pub fn transpose(block: &mut [[f32; 16]; 16]) {
+pub fn transpose(Square(block): &mut Square) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         // SAFETY: AVX-512 is there.
         return unsafe { tiles::transpose_block(block) };
     }
-    for i in 0..16 {
-        for j in 0..i {
-            (block[i][j], block[j][i]) = (block[j][i], block[i][j]);
-        }
+    let rows = *block;
+    for (i, row) in block.iter_mut().enumerate() {
+        *row = std::array::from_fn(|j| rows[j][i]);
     }
 }
 

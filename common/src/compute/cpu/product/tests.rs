@@ -122,3 +122,107 @@ fn weights_made_block_by_block() {
         made(Amx);
     }
 }
+
+/// A tile of C as an operand: once its rows as lines of A, once as values of k of B.
+fn tiles_as_operands<K: Kernel>(kernel: K) {
+    struct Put<'a, K: Kernel> {
+        tile: &'a [f32],
+        lines: &'a mut [K::Packed],
+        columns: &'a mut [K::Packed],
+    }
+
+    impl<K: Kernel> Put<'_, K> {
+        #[inline(always)]
+        fn all<S: pulp::Simd, const V: usize>(self, simd: S) {
+            let rows: Vec<[S::f32s; V]> =
+                self.tile.chunks(COLUMNS).map(|x| S::as_simd_f32s(x).0.try_into().unwrap()).collect();
+            for (i, row) in rows.iter().enumerate() {
+                K::put_line(simd, *row, i, self.lines);
+            }
+            for (pair, rows) in rows.chunks_exact(2).enumerate() {
+                K::put_pair(simd, [rows[0], rows[1]], pair, self.columns);
+            }
+        }
+    }
+
+    impl<K: Kernel> pulp::WithSimd for Put<'_, K> {
+        type Output = ();
+        fn with_simd<S: pulp::Simd>(self, simd: S) {
+            match S::F32_LANES {
+                16 => self.all::<S, 2>(simd),
+                8 => self.all::<S, 4>(simd),
+                4 => self.all::<S, 8>(simd),
+                _ => self.all::<S, 32>(simd),
+            }
+        }
+    }
+
+    let rows = K::ROWS;
+    let (x, b, a) =
+        (integers::<f32>(rows * COLUMNS), integers::<bf16>(COLUMNS * COLUMNS), integers::<bf16>(rows * rows));
+    let mut held: [Scratch; 4] = Default::default();
+    let [lines, columns, packed_b, packed_a] = &mut held;
+    let (lines, columns) = (lines.take::<K::Packed>(rows * COLUMNS), columns.take::<K::Packed>(rows * COLUMNS));
+    crate::compute::cpu::simd::ARCH.dispatch(Put::<K> { tile: &x, lines, columns });
+    let mut c = vec![0.0; rows * COLUMNS];
+    let _session = kernel.begin();
+    for (transposed, b_of) in
+        [Lines::columns(&b, COLUMNS, COLUMNS), Lines::rows(&b, COLUMNS, COLUMNS)].iter().enumerate()
+    {
+        let packed = packed_b.take::<K::Packed>(COLUMNS * COLUMNS);
+        let steps = COLUMNS / K::STEP;
+        kernel.pack_columns_for_tiles(b_of, 0, 0..steps, packed);
+        // SAFETY: a session lives; the panels are whole, C is ours.
+        unsafe {
+            kernel.tile(
+                kernel.tiled_rows(lines.as_ptr()),
+                packed.as_ptr(),
+                steps,
+                c.as_mut_ptr(),
+                COLUMNS,
+                false,
+                packed.as_ptr().cast(),
+            );
+        }
+        let at = |k: usize, n: usize| b[if transposed == 0 { k * COLUMNS + n } else { n * COLUMNS + k }].to_f32();
+        for (i, c) in c.iter().enumerate() {
+            let want: f32 = (0..COLUMNS).map(|k| x[i / COLUMNS * COLUMNS + k] * at(k, i % COLUMNS)).sum();
+            assert_eq!(*c, want, "X·B {i}");
+        }
+    }
+    let steps = rows / K::STEP;
+    let packed = packed_a.take::<K::Packed>(rows * rows);
+    kernel.pack_rows(&Lines::rows(&a, rows, rows), 0, 0..steps, packed);
+    // SAFETY: as above.
+    unsafe {
+        kernel.tile(
+            kernel.packed_rows(packed.as_ptr()),
+            columns.as_ptr(),
+            steps,
+            c.as_mut_ptr(),
+            COLUMNS,
+            false,
+            columns.as_ptr().cast(),
+        );
+    }
+    for (i, c) in c.iter().enumerate() {
+        let want: f32 = (0..rows).map(|k| a[i / COLUMNS * rows + k].to_f32() * x[k * COLUMNS + i % COLUMNS]).sum();
+        assert_eq!(*c, want, "A·X {i}");
+    }
+}
+
+#[test]
+fn tiles_of_a_product_as_operands() {
+    tiles_as_operands(Fma);
+    #[cfg(target_arch = "x86_64")]
+    if amx::available() {
+        tiles_as_operands(Amx);
+    }
+}
+
+#[test]
+fn squares_transposed() {
+    let mut block = Square(std::array::from_fn(|i| std::array::from_fn(|j| (16 * i + j) as f32)));
+    transpose(&mut block);
+    assert!((0..256).all(|at| block.0[at % 16][at / 16] == at as f32));
+}
