@@ -11,12 +11,14 @@ schemes := $(notdir $(wildcard pipelines/schemes/*))
 recipes := $(foreach model,$(models),$(addprefix $(model)-,$(schemes)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test demo interop install $(recipes)
+.PHONY: help build check test demo interop bench bench-peers bench-7b install $(recipes)
 
 help:
 	@echo 'make demo       a tiny model through all stages at w3pc, ending in a table; under a minute after the build'
 	@echo 'make test       all tests'
 	@echo 'make interop    folded models in the engines of PyPI, a table beside eval; downloads 10 GB, half an hour or more'
+	@echo 'make bench      speed and memory beside PyTorch and llama.cpp, into BENCHMARKS.md; make bench-peers installs those'
+	@echo 'make bench-7b   time and memory on a model of the shape of LLaMA-2-7B; 40 GB of disk'
 	@echo 'make build      the six tools, into $(CARGO_TARGET_DIR)/release/'
 	@echo 'make check      formatting and lints'
 	@echo 'make install    the tools into $(PREFIX)/bin, named $(PROG_PREFIX)fold and so on (PREFIX=, PROG_PREFIX=)'
@@ -45,6 +47,16 @@ demo: demo-w3pc
 
 interop: build
 	tests/interop/run
+
+bench: build
+	$(CARGO) build --release --examples
+	tests/bench/run
+
+bench-peers:
+	tests/bench/run --install
+
+bench-7b: build
+	tests/bench/run-7b
 
 # What is missing is said before the build, which takes minutes.
 $(recipes):

@@ -140,7 +140,7 @@ fn run() -> Result<()> {
     target.check()?;
     let (Some(output), false) = (&args.output, args.check) else {
         warn(&args, &target);
-        return Ok(());
+        return target.check_values();
     };
     let report = args.report.as_deref().map(|file| open_report(file, stage)).transpose()?;
     let mut record = wanted(&args, stage, output)?;

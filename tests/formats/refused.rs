@@ -48,6 +48,9 @@ fn a_zero_point_of_zero_in_gptq_v1() {
     assert!(e.contains("model.layers.0.mlp.up_proj") && e.contains("zero point") && e.contains("gptq-v2"), "{e}");
     assert_eq!(e.lines().count(), 1, "{e}");
     nothing_left(&dir);
+    // The look before training says the same.
+    assert_eq!(dir.run("fold wrapped --format gptq --check -q").fails(1), e);
+    dir.run("fold wrapped --format gptq-v2 --check").ok();
     dir.run("fold wrapped --format gptq-v2 -o out").ok();
 }
 
@@ -76,6 +79,7 @@ fn a_tokenizer_that_a_gguf_cannot_say() {
     let e = dir.run("fold wrapped --format gguf -o out").fails(1);
     assert!(e.contains("tokenizer") && e.contains("--format compressed-tensors"), "{e}");
     nothing_left(&dir);
+    assert_eq!(dir.run("fold wrapped --format gguf --check").fails(1), e);
 }
 
 /// A scale that training could not have used: from outside, in a quantized model.
@@ -103,7 +107,7 @@ fn scales_that_are_too_small_or_no_numbers() {
 /// Where the data of a tensor begin in the file.
 fn offset(path: &Path, name: &str) -> usize {
     let file = TensorFile::open(path).unwrap();
-    file.get(name).unwrap().bytes().as_ptr() as usize - file.bytes().as_ptr() as usize
+    file.get(name).unwrap().bytes().as_ptr() as usize - file.map().as_ptr() as usize
 }
 
 /// What `fold` does with its output before it gets its name.
@@ -166,6 +170,25 @@ fn the_rest_of_the_model_written_wrongly_is_found() {
     spoil("config.json", &edit("\"group_size\": 32", "\"group_size\": 64"), "it reads as w4g64");
     spoil("tokenizer.json", &edit("\"add_prefix_space\":false", "\"add_prefix_space\":true"), "its tokenizer reads");
     read_back.of_folder(&dir.join("folded")).unwrap();
+}
+
+/// `--no-verify` writes the same bytes, and does not read them back: a tokenizer that cannot be read is only found by that.
+#[test]
+fn without_reading_back() {
+    let dir = wide();
+    train(&dir, "w4g32");
+    for format in ["compressed-tensors", "gptq", "awq", "gguf"] {
+        for out in [format!("{format} -o {format}"), format!("{format} --no-verify -o {format}-unread")] {
+            dir.run(&format!("fold w4g32/checkpoint --format {out}")).ok();
+        }
+        assert!(dir.contents(format) == dir.contents(&format!("{format}-unread")), "{format}: other bytes");
+    }
+    fs::write(dir.join("w4g32/wrapped/tokenizer.json"), "{}").unwrap();
+    let e = dir.run("fold w4g32/checkpoint -o out").fails(1);
+    assert!(e.contains("an unusable tokenizer"), "{e}");
+    nothing_left(&dir);
+    dir.run("fold w4g32/checkpoint --no-verify -o out").ok();
+    assert_eq!(fs::read_to_string(dir.join("out/tokenizer.json")).unwrap(), "{}");
 }
 
 /// One byte of the codes, the scales, the zero points: the tensor and the element are named.

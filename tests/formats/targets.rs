@@ -1,4 +1,4 @@
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::tools::Dir;
 
@@ -20,6 +20,31 @@ fn the_table_speaks_of_the_scheme_at_hand_or_of_all() {
     let gptq = rows.iter().find(|row| row["format"] == "gptq").unwrap();
     let vllm = gptq["engines"].as_array().unwrap().iter().find(|cell| cell["engine"] == "vLLM").unwrap();
     assert_eq!(vllm["loads"], false, "its GPTQ kernels take groups of 32 and more");
+}
+
+/// What is said of vLLM is what was seen (tests/interop/RESULTS.md): a GGUF does not load, and its build for CPUs has
+/// kernels of 4 bits only.
+#[test]
+fn both_builds_of_vllm_are_spoken_of() {
+    let dir = Dir::new();
+    let all: Value = serde_json::from_str(&dir.run("fold --list-targets --json").ok()).unwrap();
+    let vllm = |scheme: &str, format: &str| {
+        let mut rows = all["targets"].as_array().unwrap().iter();
+        let row = rows.find(|row| row["scheme"] == scheme && row["format"] == format).unwrap();
+        row["engines"].as_array().unwrap().iter().find(|cell| cell["engine"] == "vLLM").unwrap().clone()
+    };
+    for (scheme, format) in [("w3g64", "compressed-tensors"), ("w8pc", "compressed-tensors"), ("w8pc", "gptq")] {
+        let cell = vllm(scheme, format);
+        assert_eq!(cell["loads"], true, "{scheme} {format}: {cell}");
+        let note = cell["note"].as_str().unwrap();
+        assert!(note.contains("on GPUs") && note.contains("build for CPUs takes 4 bits only"), "{note}");
+    }
+    for format in ["compressed-tensors", "gptq", "gptq-v2", "awq"] {
+        assert_eq!(vllm("w4pc", format), json!({"engine": "vLLM", "loads": true}));
+    }
+    let cell = vllm("w4pc", "gguf");
+    assert_eq!(cell["loads"], false, "{cell}");
+    assert!(cell["note"].as_str().unwrap().contains("BF16 or F16"), "{cell}");
 }
 
 /// What the file can hold but an engine will not load is told in a line, and written all the same.

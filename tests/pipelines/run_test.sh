@@ -76,6 +76,7 @@ test_whole_pipeline() {
     check "ends well" is $status 0
     check "all stages in order" is "$(calls)" "ptq-init lr-wrap fold shard qat-step eval fold eval "
     check "the format before training" logged "^fold $work/run/wrapped --check"
+    check "it is no stage" says ": fold --check$"
     check "the card gets the figures" logged "^fold $work/run/checkpoint --report $work/run/trained.json -o $work/run/folded"
     check "the scheme and its fit" logged "ptq-init $work/model --scheme w4g128 --fit lp:3 -o $work/run/scales"
     check "the paper's recipe" logged "--batch 4 --accum 8 --seq 1024 --lr-ab 1e-3 --lr-scale 1e-5 --warmup 0.1 --schedule linear"

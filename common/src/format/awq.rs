@@ -178,7 +178,9 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
     let scale = (0..n * groups).map(|i| transposed[i % groups * n + i / groups]).collect();
     let signed = |i: usize| f32::from(unsigned(i / groups, i % groups)) - 8.0;
     let zero = scheme.asymmetric.then(|| (0..n * groups).map(signed).collect());
-    Ok(Integers { codes: read_codes(qweight.bytes(), n, k), grid: LinearGrid { scale, zero } })
+    let mut codes = at.room(n * k);
+    read_codes(qweight.bytes(), n, k, &mut codes);
+    Ok(Integers { codes, grid: LinearGrid { scale, zero } })
 }
 
 /// Unsigned zero points [G, N].
@@ -190,35 +192,52 @@ fn read_zeros(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> 
     Ok((0..scheme.groups(k) * n).map(|i| nibble(t.bytes(), i)).collect())
 }
 
-/// Code i of a run of words: by AutoAWQ's reverse order, row r of eight is nibble [0, 4, 1, 5, 2, 6, 3, 7][r], which is
-/// the low bits of r times four, and its high bits.
+/// Columns that are read at a time: a row of codes then has more than one cache line to be written.
+const READ_COLUMNS: usize = 256;
+
+/// Nibble of a word that holds row r of its eight: AutoAWQ's reverse order 0, 4, 1, 5, 2, 6, 3, 7, which is the low bit of
+/// r times four, and its high bits.
 #[inline(always)]
+fn place(r: usize) -> usize {
+    r % 2 * 4 + r / 2
+}
+
+/// Code i of a run of words.
 fn nibble(bytes: &[u8], i: usize) -> u8 {
-    let r = i % 8;
-    let place = r % 2 * 4 + r / 2;
+    let place = place(i % 8);
     bytes[i / 8 * 4 + place / 2] >> (place % 2 * 4) & 15
 }
 
-fn read_codes(qweight: &[u8], n: usize, k: usize) -> Vec<u8> {
-    let mut codes = vec![0; n * k];
+fn read_codes(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
     codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
-        // Through a small block, since rows of W are far apart and often alias in the cache.
-        let mut block = [[0u8; COLUMNS]; ROWS];
-        let rows = codes.len() / k;
-        for first in (0..k).step_by(COLUMNS) {
-            let columns = COLUMNS.min(k - first);
-            for c in 0..columns {
-                let words = &qweight[(first + c) * n / 2 + tile * ROWS / 2..][..rows / 2];
-                for (word, block) in words.chunks_exact(4).zip(block.chunks_exact_mut(8)) {
-                    for (row, block) in block.iter_mut().enumerate() {
-                        block[c] = nibble(word, row);
-                    }
+        let from = &qweight[tile * ROWS / 2..];
+        simd(
+            #[inline(always)]
+            || {
+                for first in (0..k).step_by(READ_COLUMNS) {
+                    unpack_columns(&from[first * n / 2..], n, k, first, codes);
                 }
-            }
-            for (codes, block) in codes.chunks_exact_mut(k).zip(&block) {
-                codes[first..first + columns].copy_from_slice(&block[..columns]);
+            },
+        )
+    });
+}
+
+/// Up to [`READ_COLUMNS`] columns from `first` on, of up to [`ROWS`] rows: `words` begins with the first of them.
+#[inline(always)]
+fn unpack_columns(words: &[u8], n: usize, k: usize, first: usize, codes: &mut [u8]) {
+    let columns = READ_COLUMNS.min(k - first);
+    // What belongs to the same eight rows side by side, so that a row of W is one shift of all of it.
+    let mut eights = [[0u32; READ_COLUMNS]; WORDS];
+    for (c, words) in words.chunks(n / 2).take(columns).enumerate() {
+        for (eight, word) in eights.iter_mut().zip(words.chunks_exact(4)) {
+            eight[c] = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+        }
+    }
+    for (eight, rows) in eights.iter().zip(codes.chunks_exact_mut(8 * k)) {
+        for (r, row) in rows.chunks_exact_mut(k).enumerate() {
+            for (code, word) in row[first..first + columns].iter_mut().zip(eight) {
+                *code = (word >> (4 * place(r)) & 15) as u8;
             }
         }
-    });
-    codes
+    }
 }

@@ -228,12 +228,13 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, versi
     let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
     at.no_bias(linear)?;
     let scale = (0..n * groups).map(|i| transposed[i % groups * n + i / groups]).collect();
-    let codes = match bits {
-        2 => read_codes::<2>(qweight.bytes(), n, k),
-        3 => read_codes::<3>(qweight.bytes(), n, k),
-        4 => read_codes::<4>(qweight.bytes(), n, k),
-        _ => read_codes::<8>(qweight.bytes(), n, k),
-    };
+    let mut codes = at.room(n * k);
+    match bits {
+        2 => read_codes::<2>(qweight.bytes(), n, k, &mut codes),
+        3 => read_codes::<3>(qweight.bytes(), n, k, &mut codes),
+        4 => read_codes::<4>(qweight.bytes(), n, k, &mut codes),
+        _ => read_codes::<8>(qweight.bytes(), n, k, &mut codes),
+    }
     Ok(Integers { codes, grid: LinearGrid { scale, zero } })
 }
 
@@ -290,20 +291,35 @@ fn read_zeros(
     Ok(scheme.asymmetric.then_some(zero))
 }
 
-fn read_codes<const BITS: usize>(qweight: &[u8], n: usize, k: usize) -> Vec<u8> {
-    let mut codes = vec![0; n * k];
+fn read_codes<const BITS: usize>(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
     codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
-        // A run of columns at a time for all rows of the tile, whose words share cache lines.
-        for (block, from) in (0..k).step_by(COLUMNS).enumerate() {
-            let columns = from..k.min(from + COLUMNS);
-            let (first, words) = (block * COLUMNS * BITS / 32, columns.len() * BITS / 32);
-            for (row, codes) in codes.chunks_exact_mut(k).enumerate() {
-                let at = tile * ROWS + row;
-                unpack(BITS, words, |word| word_at(qweight, (first + word) * n + at), &mut codes[columns.clone()]);
-            }
-        }
+        simd(
+            #[inline(always)]
+            || {
+                for first in (0..k).step_by(COLUMNS) {
+                    let from = first * BITS / 32 * n + tile * ROWS;
+                    read_columns::<BITS>(&qweight[4 * from..], n, k, first, codes);
+                }
+            },
+        )
     });
-    codes
+}
+
+/// Up to [`COLUMNS`] columns from `first` on, of up to [`ROWS`] rows: `qweight` begins with the first word of them.
+#[inline(always)]
+fn read_columns<const BITS: usize>(qweight: &[u8], n: usize, k: usize, first: usize, codes: &mut [u8]) {
+    let columns = COLUMNS.min(k - first);
+    let count = columns * BITS / 32;
+    // The words of a row side by side: in the file those of all rows share cache lines.
+    let mut words = [[0; COLUMNS / 4]; ROWS];
+    for (i, line) in qweight.chunks(4 * n).take(count).enumerate() {
+        for (at, words) in words.iter_mut().enumerate().take(codes.len() / k) {
+            words[i] = word_at(line, at);
+        }
+    }
+    for (words, row) in words.iter().zip(codes.chunks_exact_mut(k)) {
+        unpack(BITS, count, |word| words[word], &mut row[first..first + columns]);
+    }
 }
 
 /// The codes of whole words, by the shifts of GPTQModel's `dequantize_weight`: three words are 32 codes of 3 bits, two

@@ -1,6 +1,7 @@
 //! What the formats of quantized linears have in common: where a reader finds the tensors of a model that may lie in
 //! several files, what it checks of them, and what a writer refuses of a grid. No packing of bits.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use super::tensor::{Dtype, Tensor, encode_f32, is_float};
@@ -14,11 +15,27 @@ const WIDEST: usize = 1 << 28;
 pub struct Lookup<'a> {
     pub path: &'a Path,
     pub find: &'a dyn Fn(&str) -> Option<Tensor>,
+    /// Memory for codes, if there is some from before.
+    pub room: Cell<Vec<u8>>,
+}
+
+/// Memory for `len` codes, which hold anything. To touch new memory costs as much as to read codes into it, so whoever
+/// reads one linear after another hands on what it has.
+pub fn room_for(mut room: Vec<u8>, len: usize) -> Vec<u8> {
+    if room.capacity() < len {
+        return vec![0; len];
+    }
+    room.resize(len, 0);
+    room
 }
 
 impl Lookup<'_> {
     pub fn get(&self, name: &str) -> Option<Tensor> {
         (self.find)(name)
+    }
+
+    pub fn room(&self, len: usize) -> Vec<u8> {
+        room_for(self.room.take(), len)
     }
 
     /// An error about the file, with the one cure that is left to a reader.

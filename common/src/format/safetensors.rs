@@ -48,7 +48,7 @@ impl TensorFile {
     }
 
     /// The whole file.
-    pub fn bytes(&self) -> &[u8] {
+    pub fn map(&self) -> &Mmap {
         &self.map
     }
 

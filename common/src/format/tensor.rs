@@ -9,6 +9,9 @@ pub use safetensors::Dtype;
 use super::mmap::Mmap;
 use crate::error::Result;
 
+/// Bytes that are handled at a time where a whole tensor need not be in memory.
+const PART: usize = 8 << 20;
+
 /// Row-major bytes with type and shape.
 #[derive(Debug, Clone)]
 pub struct Tensor {
@@ -56,14 +59,29 @@ impl Tensor {
     /// Hands out the bytes part by part, a few MiB of whole blocks at a time, and lets go of the pages
     /// of each: a tensor of any size is copied in little memory.
     pub fn for_each_part(&self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        const PART: usize = 8 << 20;
         for part in self.bytes().chunks(PART) {
             each(part)?;
-            if let Bytes::Mapped(map, _) = &self.bytes {
-                map.forget(part);
-            }
+            self.forget_part(part);
         }
         Ok(())
+    }
+
+    /// Do both hold the same bytes? Compared and let go of part by part.
+    pub fn same_bytes(&self, other: &Tensor) -> bool {
+        let (a, b) = (self.bytes(), other.bytes());
+        let same = |(a, b): (&[u8], &[u8])| {
+            let same = a == b;
+            self.forget_part(a);
+            other.forget_part(b);
+            same
+        };
+        a.len() == b.len() && a.chunks(PART).zip(b.chunks(PART)).all(same)
+    }
+
+    fn forget_part(&self, part: &[u8]) {
+        if let Bytes::Mapped(map, _) = &self.bytes {
+            map.forget(part);
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -75,6 +93,7 @@ impl Tensor {
     }
 
     /// Elements `range` of a floating-point tensor as f32.
+    #[inline(always)]
     pub fn read_f32(&self, range: Range<usize>, out: &mut [f32]) {
         let size = self.dtype.bitsize() / 8;
         decode_f32(&self.bytes()[range.start * size..range.end * size], self.dtype, out);

@@ -1,17 +1,13 @@
-//! Fits the grid of one row (one output channel's group): min-max, or the L^p search of LR-QAT's
-//! post-training initialisation (100 thresholds amax·i/100; the first smallest error wins).
+//! Fits the grid of one row (one output channel's group): min-max, or the L^p search.
 
+use std::array;
 use std::fmt;
 use std::str::FromStr;
 
 use super::lanes::{self, LANES};
+use super::search::Search;
 use super::{Scheme, grid};
 use crate::error::{Error, Result};
-
-/// Thresholds of the L^p search.
-const THRESHOLDS: usize = 100;
-/// Asymmetric search: at most this many steps of the zero point to either side.
-const MAX_SKEW: i32 = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fit {
@@ -28,93 +24,75 @@ pub struct Grid {
 }
 
 impl Fit {
+    /// What fits group after group.
+    pub fn of(self, scheme: Scheme) -> Fitter {
+        let search = match self {
+            Fit::MinMax => None,
+            Fit::Lp(p) => Some(Search::new(scheme, p)),
+        };
+        Fitter { scheme, search }
+    }
+}
+
+pub struct Fitter {
+    scheme: Scheme,
+    search: Option<Search>,
+}
+
+impl Fitter {
     /// The grid of one group of finite weights. A group of zeros gets scale 1.
     #[inline(always)]
-    pub fn fit(self, w: &[f32], scheme: Scheme) -> Grid {
-        let (min, max) = w.iter().fold((0f32, 0f32), |(lo, hi), w| (lo.min(*w), hi.max(*w)));
+    pub fn fit(&mut self, w: &[f32]) -> Grid {
+        let (min, max) = span(w);
         if min == 0.0 && max == 0.0 {
             return Grid { scale: 1.0, zero_point: 0.0 };
         }
-        match (self, scheme.asymmetric) {
-            (Fit::MinMax, false) => symmetric(max.max(-min), 1.0, scheme),
-            (Fit::MinMax, true) => asymmetric(min, max, 1.0, 0, scheme),
-            (Fit::Lp(p), false) => {
-                let amax = max.max(-min);
-                best(w, p, scheme, (1..=THRESHOLDS).map(|i| symmetric(amax, fraction(i), scheme)))
-            }
-            (Fit::Lp(p), true) => {
-                let skew = (1i32 << scheme.bits) / 4;
-                let skew = skew.min(MAX_SKEW);
-                let grids = (1..=THRESHOLDS)
-                    .flat_map(|i| (-skew..=skew).map(move |k| asymmetric(min, max, fraction(i), k, scheme)));
-                best(w, p, scheme, grids)
-            }
+        match &mut self.search {
+            Some(search) => search.best(w, min, max),
+            None if self.scheme.asymmetric => Grid::asymmetric(min, max, 1.0, 0.0, self.scheme),
+            None => Grid::symmetric(max.max(-min), 1.0, self.scheme),
         }
     }
 }
 
-fn fraction(i: usize) -> f32 {
-    (i as f64 / THRESHOLDS as f64) as f32
+/// The least and the largest weight, or zero.
+#[inline(always)]
+fn span(w: &[f32]) -> (f32, f32) {
+    let (mut low, mut high) = ([0f32; LANES], [0f32; LANES]);
+    let (whole, rest) = w.as_chunks::<LANES>();
+    for w in whole {
+        low = array::from_fn(|lane| lesser(w[lane], low[lane]));
+        high = array::from_fn(|lane| greater(w[lane], high[lane]));
+    }
+    let ends = (lanes::join_by(low, lesser), lanes::join_by(high, greater));
+    rest.iter().fold(ends, |(low, high), w| (lesser(*w, low), greater(*w, high)))
 }
 
-fn symmetric(amax: f32, fraction: f32, scheme: Scheme) -> Grid {
-    Grid { scale: (amax * fraction / scheme.qmax()).max(grid::MIN_SCALE), zero_point: 0.0 }
-}
-
-/// scale = (max − min)/(2^b − 1), zero point = clip(round(qmin − min/scale)), moved by `skew` steps.
-fn asymmetric(min: f32, max: f32, fraction: f32, skew: i32, scheme: Scheme) -> Grid {
-    let full = ((max - min) / (scheme.qmax() - scheme.qmin())).max(grid::MIN_SCALE);
-    let zero = grid::code(scheme.qmin() - min / full, scheme.qmin(), scheme.qmax());
-    let zero_point = (zero + skew as f32).clamp(scheme.qmin(), scheme.qmax());
-    Grid { scale: (full * fraction).max(grid::MIN_SCALE), zero_point }
+// f32::min and max look for numbers that are none, which costs a loop more than all else in it.
+#[inline(always)]
+fn lesser(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
 }
 
 #[inline(always)]
-fn best(w: &[f32], p: f32, scheme: Scheme, grids: impl Iterator<Item = Grid>) -> Grid {
-    let mut least = f32::INFINITY;
-    let mut chosen = None;
-    for g in grids {
-        let e = error(w, g, p, scheme);
-        if e < least || chosen.is_none() {
-            least = e;
-            chosen = Some(g);
-        }
-    }
-    chosen.expect("there is at least one threshold")
+fn greater(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
-/// Σ|w − Q(w)|^p.
-#[inline(always)]
-fn error(w: &[f32], g: Grid, p: f32, scheme: Scheme) -> f32 {
-    if p == 3.0 {
-        error_by(w, g, scheme, |d| d * d * d)
-    } else if p == 2.0 {
-        error_by(w, g, scheme, |d| d * d)
-    } else if p == 4.0 {
-        error_by(w, g, scheme, |d| (d * d) * (d * d))
-    } else {
-        error_by(w, g, scheme, |d| d.powf(p))
+impl Grid {
+    #[inline(always)]
+    pub(super) fn symmetric(amax: f32, fraction: f32, scheme: Scheme) -> Grid {
+        Grid { scale: (amax * fraction / scheme.qmax()).max(grid::MIN_SCALE), zero_point: 0.0 }
     }
-}
 
-#[inline(always)]
-fn error_by(w: &[f32], g: Grid, scheme: Scheme, power: impl Fn(f32) -> f32) -> f32 {
-    let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
-    let one = |w: f32| {
-        power((w - grid::dequantize(grid::code(w / g.scale + g.zero_point, qmin, qmax), g.zero_point, g.scale)).abs())
-    };
-    let mut sums = [0f32; LANES];
-    let chunks = w.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for w in chunks {
-        for lane in 0..LANES {
-            sums[lane] += one(w[lane]);
-        }
+    /// scale = (max − min)/(2^b − 1), zero point = clip(round(qmin − min/scale)), moved by `skew` steps.
+    #[inline(always)]
+    pub(super) fn asymmetric(min: f32, max: f32, fraction: f32, skew: f32, scheme: Scheme) -> Grid {
+        let full = ((max - min) / (scheme.qmax() - scheme.qmin())).max(grid::MIN_SCALE);
+        let zero = grid::code(scheme.qmin() - min / full, scheme.qmin(), scheme.qmax());
+        let zero_point = grid::code(zero + skew, scheme.qmin(), scheme.qmax());
+        Grid { scale: (full * fraction).max(grid::MIN_SCALE), zero_point }
     }
-    for (sum, w) in sums.iter_mut().zip(rest) {
-        *sum += one(*w);
-    }
-    lanes::join(sums)
 }
 
 impl fmt::Display for Fit {
@@ -151,8 +129,8 @@ mod tests {
     fn zeros_get_scale_one_and_tiny_weights_the_smallest_scale() {
         let scheme: Scheme = "w4pc".parse().unwrap();
         for fit in [Fit::MinMax, Fit::Lp(3.0)] {
-            assert_eq!(fit.fit(&[0.0; 20], scheme).scale, 1.0);
-            assert_eq!(fit.fit(&[1e-12; 20], scheme).scale, grid::MIN_SCALE);
+            assert_eq!(fit.of(scheme).fit(&[0.0; 20]).scale, 1.0);
+            assert_eq!(fit.of(scheme).fit(&[1e-12; 20]).scale, grid::MIN_SCALE);
         }
     }
 
@@ -161,13 +139,13 @@ mod tests {
         // Integers −8..7 times 0.5 lie on the grid with scale 0.5 = amax·i/100/7 for no i, but min-max of −7..7 does.
         let w: Vec<f32> = (-7..=7).map(|i| i as f32 * 0.5).collect();
         let scheme: Scheme = "w4pc".parse().unwrap();
-        assert_eq!(Fit::MinMax.fit(&w, scheme).scale, 0.5);
-        assert_eq!(Fit::Lp(3.0).fit(&w, scheme).scale, 0.5);
+        assert_eq!(Fit::MinMax.of(scheme).fit(&w).scale, 0.5);
+        assert_eq!(Fit::Lp(3.0).of(scheme).fit(&w).scale, 0.5);
         // 0..3 shifted: the asymmetric 2-bit grid holds four equidistant values with any offset.
         let w: Vec<f32> = (0..4).map(|i| i as f32 * 0.25 - 0.25).collect();
         let scheme: Scheme = "w2pcz".parse().unwrap();
-        let g = Fit::MinMax.fit(&w, scheme);
+        let g = Fit::MinMax.of(scheme).fit(&w);
         assert_eq!((g.scale, g.zero_point), (0.25, -1.0));
-        assert_eq!(Fit::Lp(3.0).fit(&w, scheme), g);
+        assert_eq!(Fit::Lp(3.0).of(scheme).fit(&w), g);
     }
 }

@@ -13,15 +13,29 @@ pub fn simd<R>(kernel: impl FnOnce() -> R) -> R {
 /// One AVX-512 register of f32.
 pub const LANES: usize = 16;
 
+/// The sum of the lanes.
+#[inline(always)]
+pub fn join(sums: [f32; LANES]) -> f32 {
+    join_by(sums, |a, b| a + b)
+}
+
 /// The lanes joined by halves.
 #[inline(always)]
-pub fn join(mut sums: [f32; LANES]) -> f32 {
+pub fn join_by(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            sums[lane] += sums[lane + width];
+            lanes[lane] = join(lanes[lane], lanes[lane + width]);
         }
         width /= 2;
     }
-    sums[0]
+    lanes[0]
+}
+
+/// The first value that is not finite.
+#[inline(always)]
+pub fn not_finite(values: &[f32]) -> Option<usize> {
+    // A look at all of them is vectorized, a search is not.
+    let any = values.iter().fold(false, |any, v| any | !v.is_finite());
+    if any { values.iter().position(|v| !v.is_finite()) } else { None }
 }

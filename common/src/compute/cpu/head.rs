@@ -9,7 +9,7 @@ use crate::compute::backend::{NO_TARGET, TokenScore};
 use crate::format::tensor::Tensor;
 
 /// Bytes of the logits that exist at a time.
-pub const LOGITS_BYTES: usize = 64 << 20;
+pub const LOGITS_BYTES: usize = 128 << 20;
 
 /// Rows whose logits exist at a time.
 pub fn chunk_rows(vocab: usize) -> usize {

@@ -102,6 +102,11 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
     let weight = at.expect(&format!("{linear}.{CODES}"), Dtype::I8, &[n, k])?;
     let scale = at.scales(&format!("{linear}.weight_scale"), &[n, scheme.groups(k)])?;
     at.no_bias(linear)?;
-    let codes = weight.bytes().par_iter().with_min_len(1 << 16).map(|b| (i16::from(*b as i8) + 128) as u8).collect();
+    let mut codes = at.room(n * k);
+    codes.par_chunks_mut(1 << 16).zip(weight.bytes().par_chunks(1 << 16)).for_each(|(codes, bytes)| {
+        for (code, byte) in codes.iter_mut().zip(bytes) {
+            *code = (i16::from(*byte as i8) + 128) as u8;
+        }
+    });
     Ok(Integers { codes, grid: LinearGrid { scale, zero: None } })
 }

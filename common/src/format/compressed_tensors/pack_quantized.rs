@@ -162,7 +162,7 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
         7 => unpack_row::<7>,
         _ => unpack_row::<8>,
     };
-    let mut codes = vec![0; n * k];
+    let mut codes = at.room(n * k);
     let rows = packed.codes.bytes().par_chunks(4 * packed.codes.shape[1]);
     codes.par_chunks_mut(k).zip(rows).for_each(|(codes, row)| unpack(row, codes));
     Ok(Integers { codes, grid: packed.grid })

@@ -65,7 +65,8 @@ fn other_types_that_hold_the_scheme() {
     for (word, ty) in [("w2pc", Q4_0), ("w3pc", Q4_0), ("w3pc", Q8_0), ("w2pcz", Q4_1), ("w4pc", Q8_0)] {
         let scheme = scheme(word);
         let integers = random_integers(scheme, n, k);
-        let read = crate::format::gguf::integers::decode(ty, scheme, n, k, &encode(ty, scheme, n, k, &integers));
+        let read =
+            crate::format::gguf::integers::decode(ty, scheme, n, k, &encode(ty, scheme, n, k, &integers), Vec::new());
         assert_eq!(read, Ok(integers), "{word} {ty:?}");
     }
 }

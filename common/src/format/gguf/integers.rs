@@ -6,6 +6,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::blocks::GgmlType;
+use crate::format::quantized::room_for;
 use crate::quant::{Integers, LinearGrid, Scheme};
 
 /// What a block says besides its codes, as it stands there.
@@ -26,7 +27,15 @@ struct Linear {
 }
 
 /// The integers of a linear [n, k]. The error says what was found wrong, for a message that names the tensor.
-pub fn decode(ty: GgmlType, scheme: Scheme, n: usize, k: usize, bytes: &[u8]) -> Result<Integers, String> {
+/// `room` is memory for the codes, if there is some.
+pub fn decode(
+    ty: GgmlType,
+    scheme: Scheme,
+    n: usize,
+    k: usize,
+    bytes: &[u8],
+    room: Vec<u8>,
+) -> Result<Integers, String> {
     let (bits, half) = (scheme.bits, 1u8 << (scheme.bits - 1));
     let above = match (ty, scheme.asymmetric) {
         (GgmlType::Q2K, _) if bits == 2 => 0,
@@ -46,11 +55,11 @@ pub fn decode(ty: GgmlType, scheme: Scheme, n: usize, k: usize, bytes: &[u8]) ->
     }
     let linear = Linear { ty, scheme, n, k, above };
     match ty {
-        GgmlType::Q2K => linear.read(bytes, q2_k),
-        GgmlType::Q3K => linear.read(bytes, q3_k),
-        GgmlType::Q4_0 => linear.read(bytes, q4_0),
-        GgmlType::Q4_1 => linear.read(bytes, q4_1),
-        _ => linear.read(bytes, q8_0),
+        GgmlType::Q2K => linear.read(bytes, room, q2_k),
+        GgmlType::Q3K => linear.read(bytes, room, q3_k),
+        GgmlType::Q4_0 => linear.read(bytes, room, q4_0),
+        GgmlType::Q4_1 => linear.read(bytes, room, q4_1),
+        _ => linear.read(bytes, room, q8_0),
     }
 }
 
@@ -58,10 +67,11 @@ impl Linear {
     fn read<const LEN: usize, const BYTES: usize>(
         &self,
         bytes: &[u8],
+        room: Vec<u8>,
         block: impl Fn(&[u8; BYTES], &mut [u8; LEN]) -> Result<Head, String> + Sync,
     ) -> Result<Integers, String> {
         let (n, k, groups) = (self.n, self.k, self.scheme.groups(self.k));
-        let mut codes = vec![0u8; n * k];
+        let mut codes = room_for(room, n * k);
         let (mut scale, mut zero) = (vec![0f32; n * groups], vec![0f32; n * groups]);
         let grids = scale.par_chunks_mut(groups).zip(zero.par_chunks_mut(groups));
         let rows = codes.par_chunks_mut(k).zip(bytes.par_chunks(k / LEN * BYTES)).zip(grids);

@@ -13,6 +13,7 @@ use super::integers::decode;
 use super::rope;
 use super::{Gguf, TensorInfo};
 use crate::error::{Error, Result};
+use crate::format::tensor::Tensor;
 use crate::quant::{Integers, Scheme};
 
 /// Hugging Face and GGUF names of what a layer has.
@@ -94,6 +95,14 @@ impl GgufLlama {
         self.tensors.iter().map(|(tensor, _)| tensor)
     }
 
+    /// A tensor as it lies in the file, if that is in floating point and in Hugging Face order.
+    pub fn mapped_hf(&self, name: &str) -> Result<Option<Tensor>> {
+        match self.rotated_heads(name) {
+            Some(_) => Ok(None),
+            None => self.gguf.mapped(self.find(name)?.1),
+        }
+    }
+
     /// The values of a tensor in Hugging Face order, in place of what `out` held. Quantized types come rounded to bf16.
     pub fn read_hf(&self, name: &str, out: &mut Vec<f32>) -> Result<()> {
         let (tensor, stored) = self.find(name)?;
@@ -116,8 +125,9 @@ impl GgufLlama {
         }
     }
 
-    /// The integers of a linear (its Hugging Face name without `.weight`) in Hugging Face order.
-    pub fn integers(&self, linear: &str, scheme: Scheme) -> Result<Integers> {
+    /// The integers of a linear (its Hugging Face name without `.weight`) in Hugging Face order; `room` is memory for
+    /// them, if there is some.
+    pub fn integers(&self, linear: &str, scheme: Scheme, room: Vec<u8>) -> Result<Integers> {
         let name = format!("{linear}.weight");
         let (tensor, stored) = self.find(&name)?;
         let refuse = |found: String| {
@@ -126,7 +136,7 @@ impl GgufLlama {
         };
         let &[n, k] = tensor.shape.as_slice() else { return Err(refuse(format!("shape {:?}", tensor.shape))) };
         let bytes = self.gguf.stored(stored)?;
-        let mut read = decode(self.gguf.info(stored)?.ty, scheme, n, k, bytes).map_err(refuse)?;
+        let mut read = decode(self.gguf.info(stored)?.ty, scheme, n, k, bytes, room).map_err(refuse)?;
         self.gguf.forget(bytes);
         if let Some(heads) = self.rotated_heads(&name) {
             let (head_dim, groups) = (self.widths.head_dim, scheme.groups(k));

@@ -80,7 +80,11 @@ fn a_model_comes_back_with_its_integers_in_hugging_face_order() {
         let read = read.unwrap();
         assert_eq!(read.scheme().unwrap(), Some(scheme));
         for (name, n, k) in linears() {
-            assert_eq!(read.integers(&name, scheme).unwrap(), random_integers(scheme, n, k), "{word} {name}");
+            assert_eq!(
+                read.integers(&name, scheme, vec![0xEE; n * k]).unwrap(),
+                random_integers(scheme, n, k),
+                "{word} {name}"
+            );
         }
         let mut values = Vec::new();
         read.read_hf("model.embed_tokens.weight", &mut values).unwrap();
@@ -95,12 +99,12 @@ fn integers_that_are_none_name_the_tensor() {
     let scheme: Scheme = "w4g32".parse().unwrap();
     let (_dir, read) = write(&config(), scheme);
     let read = read.unwrap();
-    let e = read.integers("model.layers.1.mlp.up_proj", "w3g32".parse().unwrap()).unwrap_err().to_string();
+    let e = read.integers("model.layers.1.mlp.up_proj", "w3g32".parse().unwrap(), Vec::new()).unwrap_err().to_string();
     assert!(e.contains("blk.1.ffn_up.weight has the integer ") && e.contains("expected integers of w3g32"), "{e}");
-    let e = read.integers("model.layers.2.mlp.up_proj", scheme).unwrap_err().to_string();
+    let e = read.integers("model.layers.2.mlp.up_proj", scheme, Vec::new()).unwrap_err().to_string();
     assert!(e.contains("no tensor \"model.layers.2.mlp.up_proj.weight\""), "{e}");
-    assert!(read.integers("model.norm", scheme).is_err());
-    assert!(read.integers("lm_head", scheme).is_err());
+    assert!(read.integers("model.norm", scheme, Vec::new()).is_err());
+    assert!(read.integers("lm_head", scheme, Vec::new()).is_err());
 }
 
 #[test]

@@ -19,8 +19,10 @@ pub mod writer;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::mmap::Mmap;
+use super::tensor::{Dtype, Tensor};
 use crate::error::{Error, Result};
 use blocks::GgmlType;
 use header::Header;
@@ -77,7 +79,7 @@ impl TensorInfo {
 
 #[derive(Debug)]
 pub struct Gguf {
-    map: Mmap,
+    map: Arc<Mmap>,
     metadata: HashMap<String, Value>,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
@@ -87,7 +89,7 @@ const FETCH_AGAIN: &str = "fetch or convert it again";
 
 impl Gguf {
     pub fn open(path: &Path) -> Result<Gguf> {
-        let map = Mmap::open(path)?;
+        let map = Arc::new(Mmap::open(path)?);
         let Header { metadata, tensors } = header::parse(&map).map_err(|wrong| wrong.at(path))?;
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         Ok(Gguf { map, metadata, tensors, by_name })
@@ -98,7 +100,7 @@ impl Gguf {
     }
 
     /// The whole file.
-    pub fn bytes(&self) -> &[u8] {
+    pub fn map(&self) -> &Mmap {
         &self.map
     }
 
@@ -127,6 +129,18 @@ impl Gguf {
         blocks::dequantize(info.ty, data, out);
         self.map.forget(data);
         Ok(())
+    }
+
+    /// The tensor as it lies in the file, rows first, if that is in floating point.
+    pub fn mapped(&self, name: &str) -> Result<Option<Tensor>> {
+        let info = self.info(name)?;
+        let dtype = match info.ty {
+            GgmlType::F32 => Dtype::F32,
+            GgmlType::F16 => Dtype::F16,
+            GgmlType::Bf16 => Dtype::BF16,
+            _ => return Ok(None),
+        };
+        Ok(Some(Tensor::mapped(self.map.clone(), info.start..info.end, dtype, info.shape())))
     }
 
     /// The tensor's bytes as they stand in the file.

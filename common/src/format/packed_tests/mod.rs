@@ -3,6 +3,7 @@
 mod configurations;
 mod refusals;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -72,7 +73,9 @@ impl Kind {
     }
 
     fn read(self, tensors: &Tensors, n: usize, k: usize, scheme: Scheme) -> Result<Integers> {
-        let at = Lookup { path: Path::new("model"), find: &|name| tensors.get(name).cloned() };
+        // Whatever stood there before is written over.
+        let room = Cell::new(vec![0xEE; n.saturating_mul(k).min(1 << 20)]);
+        let at = Lookup { path: Path::new("model"), find: &|name| tensors.get(name).cloned(), room };
         match self {
             Kind::Pack => pack_quantized::read(&at, "l", n, k, scheme),
             Kind::Int8 => int_quantized::read(&at, "l", n, k, scheme),

@@ -192,7 +192,6 @@ fn loading(card: &mut String, format: Format, scheme: Scheme) {
 
 fn how(engine: Engine, format: Format) -> &'static str {
     match engine {
-        Engine::Vllm if format == Format::Gguf => "vllm serve folded/model.gguf --tokenizer MODEL",
         Engine::Vllm => "vllm serve folded",
         Engine::Transformers if format == Format::Gguf => {
             "AutoModelForCausalLM.from_pretrained(\"folded\", gguf_file=\"model.gguf\")"

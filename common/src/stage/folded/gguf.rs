@@ -87,6 +87,12 @@ pub(super) fn bytes(target: &Target) -> Result<u64> {
     Ok(parts(target)?.iter().map(|(spec, _)| spec.bytes() as u64).sum())
 }
 
+/// Refuses values, metadata and tokenizers that a GGUF cannot say.
+pub(super) fn check(target: &Target) -> Result<()> {
+    entries(target, &parts(target)?)?;
+    target.linears().iter().try_for_each(|linear| representable(target, linear, &target.low_rank(linear)?.grid()))
+}
+
 pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<FileDigest> {
     let parts = parts(target)?;
     let specs = parts.iter().map(|(spec, _)| spec.clone()).collect();

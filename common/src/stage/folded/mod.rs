@@ -14,6 +14,7 @@ pub mod targets;
 pub mod verify;
 pub mod write;
 
+use std::cell::Cell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -196,7 +197,7 @@ impl Folded {
         hash.update(format!("{:?} {} {}", self.config, self.scheme, self.format).as_bytes());
         match &self.weights {
             Weights::Safetensors(files) => files.sample(&mut hash),
-            Weights::Gguf(gguf) => super::float::sample(gguf.gguf().bytes(), &mut hash),
+            Weights::Gguf(gguf) => super::float::sample(gguf.gguf().map(), &mut hash),
         }
         hash.finalize().to_hex().to_string()
     }
@@ -218,13 +219,18 @@ impl Folded {
     }
 
     fn lookup<'a>(&'a self, find: &'a dyn Fn(&str) -> Option<Tensor>) -> Lookup<'a> {
-        Lookup { path: &self.path, find }
+        Lookup { path: &self.path, find, room: Cell::default() }
     }
 
     /// The integers and the grid of a linear, by the reading rule of the format's engines. The pages that were read are
     /// let go of.
     pub fn integers(&self, linear: &LinearName) -> Result<Integers> {
-        let integers = self.read(linear)?;
+        self.integers_in(Vec::new(), linear)
+    }
+
+    /// [`Folded::integers`], their codes in `room` if they fit.
+    pub fn integers_in(&self, room: Vec<u8>, linear: &LinearName) -> Result<Integers> {
+        let integers = self.read(room, linear)?;
         if let Some(codes) =
             self.format.codes_suffix().and_then(|suffix| self.tensor(&format!("{}.{suffix}", linear.name)))
         {
@@ -233,13 +239,13 @@ impl Folded {
         Ok(integers)
     }
 
-    fn read(&self, linear: &LinearName) -> Result<Integers> {
+    fn read(&self, room: Vec<u8>, linear: &LinearName) -> Result<Integers> {
         let LinearName { name, n, k } = linear;
         let (n, k, scheme) = (*n, *k, self.scheme);
         let find = |tensor: &str| self.tensor(tensor);
-        let at = self.lookup(&find);
+        let at = Lookup { room: Cell::new(room), ..self.lookup(&find) };
         match (&self.weights, self.format) {
-            (Weights::Gguf(gguf), _) => gguf.integers(name, scheme),
+            (Weights::Gguf(gguf), _) => gguf.integers(name, scheme, at.room.take()),
             (_, Format::IntQuantized) => int_quantized::read(&at, name, n, k, scheme),
             (_, Format::Gptq) => gptq::read(&at, name, n, k, scheme, gptq::Version::V1),
             (_, Format::GptqV2) => gptq::read(&at, name, n, k, scheme, gptq::Version::V2),

@@ -68,16 +68,20 @@ pub fn loads(engine: Engine, format: Format, scheme: Scheme) -> Loads {
     }
 }
 
+/// Of vLLM: its GPU kernels take 4 and 8 bits, that of its build for CPUs (`mixed_precision/cpu.py`) 4 only.
+const GPUS_ONLY: &str = "on GPUs; its build for CPUs takes 4 bits only";
+
 fn vllm(format: Format, scheme: Scheme) -> Loads {
     let marlin_group = matches!(scheme.group, None | Some(32 | 64 | 128));
     match (format, scheme.bits) {
-        (Format::CompressedTensors, 4 | 8) => Loads::Yes,
+        (Format::CompressedTensors, 4) => Loads::Yes,
+        (Format::CompressedTensors, 8) => Loads::With(GPUS_ONLY),
         (Format::CompressedTensors, _) if scheme.asymmetric => {
             Loads::No("its kernels take zero points at 4 and 8 bits only")
         }
-        (Format::CompressedTensors, _) => {
-            Loads::With("on GPUs from compute capability 7.5 on, through humming-kernels")
-        }
+        (Format::CompressedTensors, _) => Loads::With(
+            "on GPUs from compute capability 7.5 on, through humming-kernels; its build for CPUs takes 4 bits only",
+        ),
         (Format::IntQuantized, _) if scheme.group.is_some() => Loads::No("its W8A8 kernels take one scale a channel"),
         (Format::IntQuantized, _) => Loads::With("activations are rounded to 8 bits a token"),
         (Format::Gptq | Format::GptqV2, _) if scheme.asymmetric => Loads::No("it takes symmetric GPTQ models only"),
@@ -85,8 +89,12 @@ fn vllm(format: Format, scheme: Scheme) -> Loads {
         (Format::Gptq | Format::GptqV2 | Format::Awq, _) if !marlin_group => {
             Loads::No("its kernels take groups of 32, 64 and 128, or one scale a channel")
         }
+        (Format::Gptq | Format::GptqV2, 8) => Loads::With(GPUS_ONLY),
         (Format::Gptq | Format::GptqV2 | Format::Awq, _) => Loads::Yes,
-        (Format::Gguf, _) => Loads::With("with the separate GGUF plugin"),
+        (Format::Gguf, _) => Loads::No(
+            "its GGUF plugin 0.0.5 takes no embedding in BF16 or F16, and with --embedding q8_0 it fails at its first \
+             computation on a CPU (GPUs were not tried)",
+        ),
     }
 }
 

@@ -63,6 +63,23 @@ impl Target<'_> {
         ))
     }
 
+    /// Refuses values that the format cannot say: all that [`write`] could refuse but for the codes, which always fit.
+    pub fn check_values(&self) -> Result<()> {
+        if self.format == Format::Gguf {
+            return gguf::check(self);
+        }
+        for linear in &self.linears() {
+            let grid = self.low_rank(linear)?.grid();
+            for spec in self.linear_specs(linear) {
+                let suffix = spec.name.rsplit('.').next().unwrap_or_default();
+                if Some(suffix) != self.format.codes_suffix() {
+                    self.encode_rest(suffix, linear, &grid)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The trained linear.
     pub fn low_rank(&self, linear: &LinearName) -> Result<HostLowRank> {
         match self.source.linear(linear)? {
@@ -93,21 +110,22 @@ impl Target<'_> {
 
     /// The tensors of `model.safetensors`.
     fn specs(&self) -> Result<Vec<Spec>> {
-        let mut specs = Vec::new();
-        for LinearName { name, n, k } in &self.linears() {
-            specs.extend(match self.format {
-                Format::CompressedTensors => pack_quantized::specs(name, *n, *k, self.scheme, self.scale_dtype()),
-                Format::IntQuantized => int_quantized::specs(name, *n, *k, self.scheme, self.scale_dtype()),
-                Format::Gptq | Format::GptqV2 => gptq::specs(name, *n, *k, self.scheme),
-                Format::Awq => awq::specs(name, *n, *k, self.scheme),
-                Format::Gguf => no_safetensors(),
-            });
-        }
+        let mut specs: Vec<Spec> = self.linears().iter().flat_map(|linear| self.linear_specs(linear)).collect();
         for (name, shape) in names::floats(self.source.config()) {
             let dtype = self.source.float(&name, &shape)?.dtype;
             specs.push(Spec::new(name, dtype, shape));
         }
         Ok(specs)
+    }
+
+    fn linear_specs(&self, LinearName { name, n, k }: &LinearName) -> Vec<Spec> {
+        match self.format {
+            Format::CompressedTensors => pack_quantized::specs(name, *n, *k, self.scheme, self.scale_dtype()),
+            Format::IntQuantized => int_quantized::specs(name, *n, *k, self.scheme, self.scale_dtype()),
+            Format::Gptq | Format::GptqV2 => gptq::specs(name, *n, *k, self.scheme),
+            Format::Awq => awq::specs(name, *n, *k, self.scheme),
+            Format::Gguf => no_safetensors(),
+        }
     }
 
     /// The type that the model computes in, and so the type of compressed-tensors' scales.

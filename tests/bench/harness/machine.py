@@ -1,0 +1,43 @@
+"""What the figures were taken on."""
+import datetime
+import os
+import platform
+import subprocess
+
+FLAGS = ["avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"]
+
+
+def cpuinfo(field):
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith(field)), "")
+    except OSError:
+        return ""
+
+
+def clock():
+    """Of the time stamp counter, in Hz; none if the system does not say. Cores under load may run faster."""
+    mhz = cpuinfo("cpu MHz")
+    return float(mhz) * 1e6 if mhz else None
+
+
+def first_line(*command):
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0]
+    except (OSError, IndexError):
+        return "unknown"
+
+
+def describe(root):
+    flags = cpuinfo("flags").split()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    return {
+        "cpu": f"{cpuinfo('model name') or platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GB",
+        "flags": " ".join(flag for flag in FLAGS if flag in flags) or "none of interest",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "built": f"{first_line('rustc', '--version')}; commit {first_line('git', '-C', root, 'rev-parse', '--short', 'HEAD')}",
+    }
+
+
+def now():
+    return {"date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 1)}
