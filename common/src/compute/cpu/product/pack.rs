@@ -9,7 +9,7 @@ use half::bf16;
 use pulp::Simd;
 
 use super::super::element::Element;
-use super::super::simd::simd;
+use super::super::simd::{ARCH, simd};
 use super::kernel::Kernel;
 
 /// Reads numbers as the bf16 of tiles.
@@ -95,13 +95,21 @@ pub(super) fn interleave<E: Element, const L: usize>(m: &Lines<E>, first: usize,
             let (inside, beyond) = out.split_at_mut(inside);
             beyond.as_flattened_mut().fill(0.0);
             if m.k_stride == 1 && lines > 0 {
-                if lines < L {
-                    inside.as_flattened_mut().fill(0.0);
-                }
-                for line in 0..lines {
-                    let at = (first + line) * m.line_stride + ks.start;
-                    for (out, x) in inside.iter_mut().zip(&m.data[at..]) {
-                        out[line] = x.to_f32();
+                for (k, out) in (ks.start..).step_by(16).zip(inside.chunks_mut(16)) {
+                    for at in (0..L).step_by(16) {
+                        let mut square = Square([[0.0; 16]; 16]);
+                        for (line, row) in (at..lines).zip(&mut square.0) {
+                            let from = &m.data[(first + line) * m.line_stride + k..];
+                            match from.first_chunk::<16>().filter(|_| out.len() == 16) {
+                                Some(from) => *row = widened(from),
+                                None => row.iter_mut().zip(&from[..out.len()]).for_each(|(x, from)| *x = from.to_f32()),
+                            }
+                        }
+                        transpose(&mut square);
+                        let columns = at..L.min(at + 16);
+                        for (out, row) in out.iter_mut().zip(&square.0) {
+                            out[columns.clone()].copy_from_slice(&row[..columns.len()]);
+                        }
                     }
                 }
             } else {
@@ -115,6 +123,15 @@ pub(super) fn interleave<E: Element, const L: usize>(m: &Lines<E>, first: usize,
             }
         },
     );
+}
+
+#[inline(always)]
+fn widened<E: Element>(x: &[E; 16]) -> [f32; 16] {
+    let mut wide = [0.0; 16];
+    for (wide, x) in wide.iter_mut().zip(x) {
+        *wide = x.to_f32();
+    }
+    wide
 }
 
 /// bf16 of `low` and, in the upper halves, of `high`, rounded to the nearest, half away from zero.
@@ -134,7 +151,7 @@ pub struct Square(pub [[f32; 16]; 16]);
 /// Swaps rows and columns.
 pub fn transpose(Square(block): &mut Square) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
+    if matches!(*ARCH, pulp::Arch::V4(_)) {
         // SAFETY: AVX-512 is there.
         return unsafe { tiles::transpose_block(block) };
     }
