@@ -113,6 +113,7 @@ fn train<B: Backend>(
         }
         None => job.start(backend, &model)?,
     };
+    memory::give_back();
     let mut log = MetricsFile::resume(&part.join(METRICS), from, job.earlier_log().as_deref())?;
     cli::say(&args.common, "qat-step", format!("planned peak {}", plan::mib(planned)));
     let signals = Signals::listen()?;

@@ -1,6 +1,7 @@
-//! Times the matrix kernels: `cargo run --release -p lrqat-common --example products -- M,K,N... [--seconds S]`.
-//! Prints one JSON line for each kernel and shape: GFLOP/s of the fastest and of the median call on all threads
-//! (RAYON_NUM_THREADS). C = A·Wᵀ with random bf16 A [M, K] and W [N, K], both packed within the time, C in bf16.
+//! Times a matrix product: `cargo run --release -p lrqat-common --example products -- M K N [--threads T] [--seconds S]
+//! [--kernel amx|fma|f32]`. Prints one JSON line: GFLOP/s of the median and of the fastest call.
+//! C = A·Wᵀ with random A [M, K] and W [N, K], both packed within the time, C in their type: bf16 by the tile unit (amx)
+//! or by fused multiply-adds (fma), or f32. Without a kernel, what bf16 runs on here.
 
 use std::time::Instant;
 
@@ -9,26 +10,26 @@ use common::compute::cpu::product::{Amx, Fma, Kernel, Left, Lines, Scratch, Spli
 use half::bf16;
 
 fn main() {
-    let mut shapes = Vec::new();
-    let mut seconds = 1.0;
+    let mut numbers = Vec::new();
+    let (mut threads, mut seconds, mut kernel) = (0, 1.0, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
-        if argument == "--seconds" {
-            seconds = arguments.next().and_then(|s| s.parse().ok()).expect("--seconds takes a number");
-        } else {
-            let shape: Vec<usize> = argument.split(',').map(|x| x.parse().expect("shapes are M,K,N")).collect();
-            shapes.push(<[usize; 3]>::try_from(shape).expect("shapes are M,K,N"));
+        let mut value = || arguments.next().expect("the flag takes a value");
+        match argument.as_str() {
+            "--threads" => threads = value().parse().expect("--threads takes a number"),
+            "--seconds" => seconds = value().parse().expect("--seconds takes a number"),
+            "--kernel" => kernel = Some(value()),
+            number => numbers.push(number.parse::<usize>().expect("M K N are numbers")),
         }
     }
-    if shapes.is_empty() {
-        shapes = vec![[1024, 576, 1536], [1024, 4096, 4096]];
-    }
-    for shape in shapes {
-        if amx::available() {
-            time::<bf16, _>(Amx, "amx", shape, seconds);
-        }
-        time::<bf16, _>(Fma, "fma-bf16", shape, seconds);
-        time::<f32, _>(Fma, "fma-f32", shape, seconds);
+    let shape: [usize; 3] = numbers.try_into().expect("products M K N");
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("the first pool");
+    match kernel.as_deref() {
+        Some("f32") => time::<f32, _>(Fma, "f32", shape, seconds),
+        Some("fma") => time::<bf16, _>(Fma, "fma", shape, seconds),
+        _ if amx::available() => time::<bf16, _>(Amx, "amx", shape, seconds),
+        Some("amx") => panic!("this machine has no AMX"),
+        _ => time::<bf16, _>(Fma, "fma", shape, seconds),
     }
 }
 
@@ -50,10 +51,10 @@ fn time<E: Element, K: Kernel>(kernel: K, name: &str, [m, k, n]: [usize; 3], sec
     times.sort_by(f64::total_cmp);
     let gflops = |t: f64| 2.0 * (m * n * k) as f64 / t / 1e9;
     println!(
-        "{{\"kernel\": \"{name}\", \"m\": {m}, \"k\": {k}, \"n\": {n}, \"threads\": {}, \"best\": {:.0}, \"median\": {:.0}}}",
+        "{{\"kernel\": \"{name}\", \"threads\": {}, \"gflops\": {:.0}, \"best\": {:.0}}}",
         rayon::current_num_threads(),
-        gflops(times[0]),
         gflops(times[times.len() / 2]),
+        gflops(times[0]),
     );
 }
 

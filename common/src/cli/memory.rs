@@ -10,6 +10,15 @@ pub fn peak_resident() -> u64 {
     if ok { usage.ru_maxrss as u64 * 1024 } else { 0 }
 }
 
+/// What loading has freed goes back to the system, where the allocator keeps it.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Bytes of memory of this machine; None if the system does not say.
 pub fn installed() -> Option<u64> {
     // SAFETY: sysconf has no preconditions; it returns -1 for what it does not know.

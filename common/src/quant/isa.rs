@@ -68,8 +68,7 @@ fn arch(isa: Isa) -> Option<Arch> {
 }
 
 /// What loops run as. Tools have refused a wrong name before; here it stands for none.
-pub(crate) static ARCH: LazyLock<Arch> =
-    LazyLock::new(|| forced().ok().flatten().and_then(arch).unwrap_or_else(Arch::new));
+pub(crate) static ARCH: LazyLock<Arch> = LazyLock::new(|| forced().ok().flatten().and_then(arch).unwrap_or_default());
 
 #[cfg(test)]
 mod tests {

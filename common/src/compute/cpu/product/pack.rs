@@ -79,7 +79,7 @@ impl<'a, E> Lines<'a, E> {
         let bytes = self.line_stride * size_of::<E>();
         let whole = self.lines.is_multiple_of(32) && self.k.is_multiple_of(32) && self.k_stride == 1;
         let lies_well = bytes.is_multiple_of(64) && !bytes.is_multiple_of(2048);
-        let fits = size_of::<E>() == 2 && whole && lies_well && self.data.as_ptr() as usize % 64 == 0;
+        let fits = size_of::<E>() == 2 && whole && lies_well && (self.data.as_ptr() as usize).is_multiple_of(64);
         fits.then_some((self.data.as_ptr().cast(), bytes))
     }
 }
