@@ -6,7 +6,9 @@
 use std::time::Instant;
 
 use common::compute::cpu::element::Element;
-use common::compute::cpu::product::{Amx, Fma, Kernel, Left, Lines, Scratch, Split, ToActivation, amx, product};
+#[cfg(target_arch = "x86_64")]
+use common::compute::cpu::product::{Amx, amx};
+use common::compute::cpu::product::{Fma, Kernel, Left, Lines, Scratch, Split, ToActivation, product};
 use half::bf16;
 
 fn main() {
@@ -27,6 +29,7 @@ fn main() {
     match kernel.as_deref() {
         Some("f32") => time::<f32, _>(Fma, "f32", shape, seconds),
         Some("fma") => time::<bf16, _>(Fma, "fma", shape, seconds),
+        #[cfg(target_arch = "x86_64")]
         _ if amx::available() => time::<bf16, _>(Amx, "amx", shape, seconds),
         Some("amx") => panic!("this machine has no AMX"),
         _ => time::<bf16, _>(Fma, "fma", shape, seconds),

@@ -2,7 +2,7 @@
 //! compiled plainly and for this machine's instruction set, against integer arithmetic.
 
 use common::compute::cpu::simd::simd;
-use common::quant::{Phi, Scheme, grid};
+use common::quant::{Factors, Phi, RealWeight, Scheme, grid};
 
 /// Elements of a row: what is blocked in registers, and a rest.
 const K: usize = 64 + 13;
@@ -76,10 +76,16 @@ fn round_rows(
     z: &mut [f32; grid::ROWS * K],
     integers: &mut [f32; grid::ROWS * K],
 ) {
-    for z in z.chunks_exact_mut(K) {
-        stored.unpack_row(scheme, packed, z);
+    let phi = &packed.repeat(grid::ROWS);
+    let factor = 1.0 / RANK as f32;
+    let real = RealWeight::new(Factors { scheme, phi, stored, a, b, rank: RANK, factor, k: K });
+    for from in (0..K).step_by(grid::COLUMNS) {
+        let columns = from..K.min(from + grid::COLUMNS);
+        let block = real.block(0..grid::ROWS, columns.clone());
+        for (z, block) in z.chunks_exact_mut(K).zip(&block) {
+            z[columns.clone()].copy_from_slice(&block[..columns.len()]);
+        }
     }
-    grid::add_lowrank(z, a, b, RANK, 1.0 / RANK as f32);
     for (integer, z) in integers.iter_mut().zip(z) {
         *integer = grid::code(*z, scheme.qmin(), scheme.qmax());
     }

@@ -7,8 +7,6 @@ use std::array;
 
 use half::bf16;
 
-use super::lanes::{self, LANES};
-
 /// The smallest scale: exact in f16 (subnormal with 8 significant bits) and in bf16.
 pub const MIN_SCALE: f32 = 1.0 / 131072.0; // 2^-17
 
@@ -60,61 +58,6 @@ pub const COLUMNS: usize = 32;
 /// Rows that share one pass over B.
 pub const ROWS: usize = 4;
 
-/// C of a block of [`ROWS`] × [`COLUMNS`]: C = 0 and, for i ascending, C = fma(A[n,i], B[i,k], C), all in f32. `a`
-/// [ROWS, r]; `b` gives row i of B.
-///
-/// Written so that the compiler keeps the sums and a row of B in vector registers, columns before rows: the other way
-/// round it reads B from memory for every product. Every element still sees exactly the sequence of operations above,
-/// so the result does not depend on the blocking or the instruction set.
-#[inline(always)]
-fn sums<'b>(a: &[f32], rank: usize, b: impl Fn(usize) -> &'b [f32; COLUMNS]) -> [[f32; COLUMNS]; ROWS] {
-    let mut c = [[0f32; COLUMNS]; ROWS];
-    let a: [&[f32]; ROWS] = array::from_fn(|n| &a[n * rank..][..rank]);
-    for i in 0..rank {
-        let (a, b) = (a.map(|a| a[i]), b(i));
-        for j in 0..COLUMNS {
-            for n in 0..ROWS {
-                c[n][j] = a[n].mul_add(b[j], c[n][j]);
-            }
-        }
-    }
-    c
-}
-
-/// Z of `rows` ≤ [`ROWS`] rows in place: `z` [rows, K] holds Φ0 and becomes fma(α/r, C, Φ0), where C = 0 and, for i
-/// ascending, C = fma(A[n,i], B[i,k], C), all in f32. `a` [rows, r], `b` [r, K].
-#[inline(always)]
-pub fn add_lowrank(z: &mut [f32], a: &[f32], b: &[f32], rank: usize, factor: f32) {
-    let rows = a.len() / rank;
-    let k = b.len() / rank;
-    assert!(rows <= ROWS && a.len() == rows * rank && z.len() == rows * k && b.len() == rank * k);
-    let mut from = 0;
-    while from + COLUMNS <= k && rows == ROWS {
-        let c = sums(
-            a,
-            rank,
-            #[inline(always)]
-            |i| b[i * k + from..i * k + from + COLUMNS].try_into().unwrap(),
-        );
-        for (n, c) in c.iter().enumerate() {
-            let z: &mut [f32; COLUMNS] = (&mut z[n * k + from..n * k + from + COLUMNS]).try_into().unwrap();
-            for j in 0..COLUMNS {
-                z[j] = factor.mul_add(c[j], z[j]);
-            }
-        }
-        from += COLUMNS;
-    }
-    for n in 0..rows {
-        for col in from..k {
-            let mut c = 0f32;
-            for i in 0..rank {
-                c = a[n * rank + i].mul_add(b[i * k + col], c);
-            }
-            z[n * k + col] = factor.mul_add(c, z[n * k + col]);
-        }
-    }
-}
-
 /// B [r, K] in panels of [`COLUMNS`] columns, each [r, COLUMNS], the last filled up with zeros. As it lies, the rows
 /// of B that a block of sums reads are K numbers apart, which for most models maps them all to a few sets of the cache.
 pub struct Panels {
@@ -140,16 +83,25 @@ impl Panels {
         Panels { rank, rows }
     }
 
-    /// Z of one block, in place: as [`add_lowrank`], of [`ROWS`] rows and the columns of panel `p`. `a` [ROWS, r].
+    /// Z of one block in place, [`ROWS`] rows and the columns of panel `p`: `z` holds Φ0 and becomes fma(α/r, C, Φ0), where
+    /// C = 0 and, for i ascending, C = fma(A[n,i], B[i,k], C), all in f32. `a` [ROWS, r].
+    ///
+    /// Written so that the compiler keeps the sums and a row of B in vector registers, columns before rows: the other way
+    /// round it reads B from memory for every product. Every element still sees exactly the sequence of operations above,
+    /// so the result does not depend on the blocking or the instruction set.
     #[inline(always)]
     pub fn add(&self, p: usize, a: &[f32], factor: f32, z: &mut [[f32; COLUMNS]; ROWS]) {
-        let panel = &self.rows[p * self.rank..(p + 1) * self.rank];
-        let c = sums(
-            a,
-            self.rank,
-            #[inline(always)]
-            |i| &panel[i].0,
-        );
+        let rank = self.rank;
+        let mut c = [[0f32; COLUMNS]; ROWS];
+        let a: [&[f32]; ROWS] = array::from_fn(|n| &a[n * rank..][..rank]);
+        for (i, PanelRow(b)) in self.rows[p * rank..(p + 1) * rank].iter().enumerate() {
+            let a = a.map(|a| a[i]);
+            for j in 0..COLUMNS {
+                for n in 0..ROWS {
+                    c[n][j] = a[n].mul_add(b[j], c[n][j]);
+                }
+            }
+        }
         for (z, c) in z.iter_mut().zip(&c) {
             for j in 0..COLUMNS {
                 z[j] = factor.mul_add(c[j], z[j]);
@@ -158,33 +110,13 @@ impl Panels {
     }
 }
 
-/// Gradients of one row through the grid, in place: `dw` [K] = dL/dŴ becomes dL/dZ, and dL/ds is added to `ds` [G].
-/// `z` [K] is the real-valued Z of the row, `scale` [G] the forward scales, `zero` [G] or empty.
+/// Gradients of one weight through the grid, from G = dL/dŴ and round(Z), clipped or not: (dL/dZ, its part of dL/ds).
 ///
 /// ds = Σ G·(W_Z − z); dZ = G·s·1[qmin ≤ round(Z) ≤ qmax]. No LSQ term, since Φ0 uses the frozen s0.
 #[inline(always)]
-pub fn row_backward(dw: &mut [f32], z: &[f32], scale: &[f32], zero: &[f32], qmin: f32, qmax: f32, ds: &mut [f32]) {
-    let group = dw.len() / scale.len();
-    for (g, (dw, z)) in dw.chunks_exact_mut(group).zip(z.chunks_exact(group)).enumerate() {
-        let (s, zp) = (scale[g], zero.get(g).copied().unwrap_or(0.0));
-        let mut sums = [0f32; LANES];
-        let mut step = |lane: usize, dw: &mut f32, z: f32| {
-            let rounded = round(z);
-            let clipped = rounded.clamp(qmin, qmax);
-            sums[lane] = dw.mul_add(clipped - zp, sums[lane]);
-            *dw = if rounded == clipped { *dw * s } else { 0.0 };
-        };
-        let whole = group / LANES * LANES;
-        for (dw, z) in dw[..whole].chunks_exact_mut(LANES).zip(z[..whole].chunks_exact(LANES)) {
-            for lane in 0..LANES {
-                step(lane, &mut dw[lane], z[lane]);
-            }
-        }
-        for (lane, (dw, z)) in dw[whole..].iter_mut().zip(&z[whole..]).enumerate() {
-            step(lane, dw, *z);
-        }
-        ds[g] += lanes::join(sums);
-    }
+pub fn backward(dw: f32, rounded: f32, zero_point: f32, scale: f32, qmin: f32, qmax: f32) -> (f32, f32) {
+    let code = code(rounded, qmin, qmax);
+    (if rounded == code { dw * scale } else { 0.0 }, dw * (code - zero_point))
 }
 
 #[cfg(test)]
@@ -218,32 +150,20 @@ mod tests {
         let val = |i: usize| ((i * 2654435761) % 1000) as f32 / 500.0 - 1.0;
         let b: Vec<f32> = (0..rank * k).map(val).collect();
         let panels = Panels::new(&b, rank);
-        for rows in 1..=ROWS {
-            let a: Vec<f32> = (0..rows * rank).map(|i| val(i + 77)).collect();
-            let phi: Vec<f32> = (0..rows * k).map(|i| val(i + 13)).collect();
-            let definition = |n: usize, col: usize| {
-                let c = (0..rank).fold(0f32, |c, i| a[n * rank + i].mul_add(b[i * k + col], c));
-                0.2f32.mul_add(c, phi[n * k + col])
-            };
-            let mut z = phi.clone();
-            add_lowrank(&mut z, &a, &b, rank, 0.2);
-            for (at, z) in z.iter().enumerate() {
-                assert_eq!(z.to_bits(), definition(at / k, at % k).to_bits());
+        let a: Vec<f32> = (0..ROWS * rank).map(|i| val(i + 77)).collect();
+        let phi: Vec<f32> = (0..ROWS * k).map(|i| val(i + 13)).collect();
+        for from in (0..k).step_by(COLUMNS) {
+            let mut z = [[0.0; COLUMNS]; ROWS];
+            let columns = COLUMNS.min(k - from);
+            for (n, z) in z.iter_mut().enumerate() {
+                z[..columns].copy_from_slice(&phi[n * k + from..][..columns]);
             }
-            if rows < ROWS {
-                continue;
-            }
-            for from in (0..k).step_by(COLUMNS) {
-                let mut z = [[0.0; COLUMNS]; ROWS];
-                let columns = COLUMNS.min(k - from);
-                for (n, z) in z.iter_mut().enumerate() {
-                    z[..columns].copy_from_slice(&phi[n * k + from..][..columns]);
-                }
-                panels.add(from / COLUMNS, &a, 0.2, &mut z);
-                for (n, z) in z.iter().enumerate() {
-                    for (j, z) in z[..columns].iter().enumerate() {
-                        assert_eq!(z.to_bits(), definition(n, from + j).to_bits());
-                    }
+            panels.add(from / COLUMNS, &a, 0.2, &mut z);
+            for (n, z) in z.iter().enumerate() {
+                for (j, z) in z[..columns].iter().enumerate() {
+                    let col = from + j;
+                    let c = (0..rank).fold(0f32, |c, i| a[n * rank + i].mul_add(b[i * k + col], c));
+                    assert_eq!(z.to_bits(), 0.2f32.mul_add(c, phi[n * k + col]).to_bits());
                 }
             }
         }

@@ -186,9 +186,7 @@ impl<K: Kernel, E: Element> ToGradients<'_, K, E> {
                 let (scale, zero) = grid.columns(row, columns.start, columns.len());
                 let mut ds = [0f32; COLUMNS];
                 for j in 0..COLUMNS {
-                    let code = grid::code(rounded[j], qmin, qmax);
-                    ds[j] = dw[j] * (code - zero[j]);
-                    dw[j] = if rounded[j] == code { dw[j] * scale[j] } else { 0.0 };
+                    (dw[j], ds[j]) = grid::backward(dw[j], rounded[j], zero[j], scale[j], qmin, qmax);
                 }
                 // SAFETY: rows of ds belong to this thread.
                 unsafe {

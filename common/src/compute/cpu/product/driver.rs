@@ -24,7 +24,7 @@ pub struct Left<'a, K: Kernel> {
     /// From a panel to the next, in bytes.
     panel: usize,
     packed: bool,
-    pub m: usize,
+    m: usize,
     steps: usize,
     borrowed: PhantomData<&'a K::Packed>,
 }
@@ -35,24 +35,7 @@ unsafe impl<K: Kernel> Sync for Left<'_, K> {}
 impl<'a, K: Kernel> Left<'a, K> {
     /// Packs `a` into `to` on all threads, unless the kernel can read it as it lies.
     pub fn new<E: Element>(kernel: K, a: &Lines<'a, E>, to: &'a mut Scratch) -> Left<'a, K> {
-        Left::as_it_lies(a).unwrap_or_else(|| {
-            Left::packed(kernel, a, to, |stride, packed| {
-                packed.par_chunks_exact_mut(stride).enumerate().for_each(|(panel, out)| {
-                    kernel.pack_rows(a, panel * K::ROWS, 0..a.steps::<K>(), out);
-                });
-            })
-        })
-    }
-
-    /// The same on this thread alone.
-    pub fn here<E: Element>(kernel: K, a: &Lines<'a, E>, to: &'a mut Scratch) -> Left<'a, K> {
-        Left::as_it_lies(a).unwrap_or_else(|| {
-            Left::packed(kernel, a, to, |stride, packed| {
-                for (panel, out) in packed.chunks_exact_mut(stride).enumerate() {
-                    kernel.pack_rows(a, panel * K::ROWS, 0..a.steps::<K>(), out);
-                }
-            })
-        })
+        Left::as_it_lies(a).unwrap_or_else(|| Left::packed(kernel, a, to))
     }
 
     fn as_it_lies<E: Element>(a: &Lines<'a, E>) -> Option<Left<'a, K>> {
@@ -61,18 +44,13 @@ impl<'a, K: Kernel> Left<'a, K> {
         Some(Left { rows, panel: 32 * stride, packed: false, m: a.lines, steps: a.steps::<K>(), borrowed: PhantomData })
     }
 
-    fn packed<E: Element>(
-        kernel: K,
-        a: &Lines<E>,
-        to: &'a mut Scratch,
-        pack: impl FnOnce(usize, &mut [K::Packed]),
-    ) -> Left<'a, K> {
+    fn packed<E: Element>(kernel: K, a: &Lines<E>, to: &'a mut Scratch) -> Left<'a, K> {
         let (m, steps) = (a.lines, a.steps::<K>());
         let stride = steps * K::ROW_STEP;
         let packed = to.take::<K::Packed>(m.div_ceil(K::ROWS) * stride);
-        if stride > 0 {
-            pack(stride, packed);
-        }
+        packed.par_chunks_exact_mut(stride.max(1)).enumerate().for_each(|(panel, out)| {
+            kernel.pack_rows(a, panel * K::ROWS, 0..steps, out);
+        });
         let rows = kernel.packed_rows(packed.as_ptr());
         Left { rows, panel: stride * size_of::<K::Packed>(), packed: true, m, steps, borrowed: PhantomData }
     }
@@ -119,12 +97,6 @@ pub fn product<K: Kernel, B: Right, S: Sink<K>>(kernel: K, a: &Left<K>, b: &B, s
         let columns = columns * c / column_parts..columns * (c + 1) / column_parts;
         walk(kernel, a, b, mine, columns, sink);
     });
-}
-
-/// The same product on this thread alone, for callers that run in parallel themselves.
-pub fn product_here<K: Kernel, B: Right, S: Sink<K>>(kernel: K, a: &Left<K>, b: &B, sink: &S) {
-    assert!(a.steps > 0 && a.steps == b.k().div_ceil(K::STEP), "product: k of A and B");
-    walk(kernel, a, b, 0..a.panels(), 0..b.n().div_ceil(COLUMNS), sink);
 }
 
 /// How many steps or panels are taken together.

@@ -25,7 +25,7 @@ mod right;
 mod scratch;
 mod sink;
 
-pub use driver::{Left, Split, product, product_here, thread_bytes};
+pub use driver::{Left, Split, product, thread_bytes};
 pub use kernel::{Amx, Fma, Kernel, Work, kernel_name, with_kernel};
 pub use pack::{Lines, Square, Tiled, transpose};
 pub use right::{Made, PackedColumns, Right, Rows};

@@ -32,15 +32,9 @@ fn every_layout<K: Kernel, E: Element>(kernel: K) {
                     let mut c = vec![1.0; m * n];
                     product(kernel, &left, &b, split, &ToF32::new(&mut c, m, n, n, true));
                     assert!(c.iter().zip(&want).all(|(c, w)| *c == w + 1.0), "{m} {n} {k}");
-                    let mut here = Scratch::default();
-                    let mut alone = vec![2.0; m * n];
-                    product_here(
-                        kernel,
-                        &Left::here(kernel, &a, &mut here),
-                        &b,
-                        &ToF32::new(&mut alone, m, n, n, false),
-                    );
-                    assert_eq!(alone, want, "{m} {n} {k}");
+                    let mut set = vec![2.0; m * n];
+                    product(kernel, &left, &b, Split::Columns, &ToF32::new(&mut set, m, n, n, false));
+                    assert_eq!(set, want, "{m} {n} {k}");
                     let mut rounded = vec![E::zeroed(); m * n];
                     let packed = PackedColumns::new(kernel, &b, &mut held);
                     product(kernel, &left, &packed, Split::Columns, &ToActivation::new(&mut rounded, m, n));
