@@ -77,7 +77,6 @@ pub fn weight_gradient<K: Kernel, E: Element>(
     let x = PackedColumns::new(kernel, &Lines::columns(x, rows, k), &mut scratch.x);
     let parts = scratch.parts.take::<f32>(count * r * k);
     let sink = ToGradients {
-        kernel,
         w,
         unit,
         a: Left::new(kernel, &Lines::new(a, r, n, (1, r)), &mut scratch.a_packed),
@@ -109,7 +108,6 @@ fn add_parts(parts: &[f32], db: &mut [f32]) {
 }
 
 struct ToGradients<'a, K: Kernel, E> {
-    kernel: K,
     w: &'a LowRankRows<'a, E>,
     unit: usize,
     /// (α/r)·Aᵀ [r, n] and (α/r)·Bᵀ [k, r].
@@ -140,7 +138,7 @@ impl Default for Page {
 impl<K: Kernel, E: Element> Sink<K> for ToGradients<'_, K, E> {
     type State = State;
 
-    fn store(&self, state: &mut State, row: usize, column: usize, tile: &mut [f32]) {
+    fn store(&self, kernel: K, state: &mut State, row: usize, column: usize, tile: &mut [f32]) {
         let (first, from) = (row * K::ROWS, column * COLUMNS);
         let rows = K::ROWS.min(self.w.n - first);
         let columns = COLUMNS.min(self.w.grid.k - from);
@@ -148,7 +146,7 @@ impl<K: Kernel, E: Element> Sink<K> for ToGradients<'_, K, E> {
             #[inline(always)]
             || self.to_dz(first..first + rows, from..from + columns, tile),
         );
-        let (kernel, dz) = (self.kernel, &tile[..rows * COLUMNS]);
+        let dz = &tile[..rows * COLUMNS];
         let (steps, row_steps) = (columns.div_ceil(K::STEP), rows.div_ceil(K::STEP));
         let by_rows: &mut [K::Packed] = bytemuck::cast_slice_mut(&mut state.rows.0);
         kernel.pack_rows(&Lines::rows(dz, rows, COLUMNS), 0, 0..COLUMNS / K::STEP, by_rows);

@@ -17,7 +17,7 @@ use super::{
     steps_of_tiles,
 };
 use crate::compute::cpu::element::Element;
-use crate::compute::cpu::product::{COLUMNS, Kernel, Scratch, Work, with_kernel};
+use crate::compute::cpu::product::{Ahead, COLUMNS, Kernel, Scratch, Work, with_kernel};
 use crate::compute::cpu::simd::simd;
 use crate::quant::lanes::{LANES, join};
 
@@ -311,7 +311,7 @@ impl<K: Kernel> Block<'_, K> {
         for (which, (rows, columns)) in products.into_iter().enumerate() {
             let (a, b) = (self.kernel.packed_rows(rows.panel(panel).as_ptr()), columns.panel(tile));
             let c = self.scores[(2 * place + which) * Self::TILE..][..Self::TILE].as_mut_ptr();
-            let ahead = b.as_ptr().wrapping_add(b.len()).cast();
+            let ahead = Ahead::lines(b.as_ptr().wrapping_add(b.len()).cast());
             // SAFETY: a session lives; the panels are whole and equally deep, the tile is ours.
             unsafe { self.kernel.tile(a, b.as_ptr(), rows.steps, c, COLUMNS, false, ahead) };
         }
@@ -357,7 +357,7 @@ impl<K: Kernel> Block<'_, K> {
             let sums = &mut self.sums[(2 * tile + which) * rows * COLUMNS..][..rows * COLUMNS];
             for (panel, c) in sums.chunks_exact_mut(Self::TILE).enumerate() {
                 let a = self.kernel.packed_rows(a.at(panel, first..first + steps).as_ptr());
-                let ahead = b.as_ptr().wrapping_add(b.len()).cast();
+                let ahead = Ahead::lines(b.as_ptr().wrapping_add(b.len()).cast());
                 // SAFETY: a session lives; both operands have these steps, the tile is ours.
                 unsafe { self.kernel.tile(a, b.as_ptr(), steps, c.as_mut_ptr(), COLUMNS, self.started[tile], ahead) };
             }
@@ -375,7 +375,7 @@ impl<K: Kernel> Block<'_, K> {
         let dq = &mut self.dq[panel * K::ROWS * width..][..K::ROWS * width];
         for columns in 0..width / COLUMNS {
             let b = self.k_for_tiles.at(columns, first..first + steps);
-            let ahead = b.as_ptr().wrapping_add(b.len()).cast();
+            let ahead = Ahead::lines(b.as_ptr().wrapping_add(b.len()).cast());
             // SAFETY: as above; dq has ROWS rows of `width`.
             unsafe {
                 self.kernel.tile(a, b.as_ptr(), steps, dq[columns * COLUMNS..].as_mut_ptr(), width, started, ahead)

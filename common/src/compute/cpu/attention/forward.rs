@@ -11,7 +11,7 @@ use super::{
     steps_of_tiles,
 };
 use crate::compute::cpu::element::Element;
-use crate::compute::cpu::product::{COLUMNS, Kernel, Scratch, Work, with_kernel};
+use crate::compute::cpu::product::{Ahead, COLUMNS, Kernel, Scratch, Work, with_kernel};
 use crate::compute::cpu::simd::simd;
 use crate::quant::lanes::LANES;
 
@@ -212,7 +212,7 @@ impl<K: Kernel> Block<'_, K> {
     fn score(&mut self, q: &Panels<K>, tile: usize, place: usize) {
         let (a, b) = (self.kernel.packed_rows(q.panel(0).as_ptr()), self.k.panel(tile - self.first_tile));
         let c = self.scores[place * Self::TILE..][..Self::TILE].as_mut_ptr();
-        let ahead = b.as_ptr().wrapping_add(b.len()).cast();
+        let ahead = Ahead::lines(b.as_ptr().wrapping_add(b.len()).cast());
         // SAFETY: a session lives; the panels are whole and equally deep, the tile is ours.
         unsafe { self.kernel.tile(a, b.as_ptr(), q.steps, c, COLUMNS, false, ahead) };
     }
@@ -275,7 +275,7 @@ impl<K: Kernel> Block<'_, K> {
         for panel in 0..self.width / COLUMNS {
             let b = self.v.at(panel, first..first + steps);
             let c = self.out[panel * COLUMNS..].as_mut_ptr();
-            let ahead = b.as_ptr().wrapping_add(b.len()).cast();
+            let ahead = Ahead::lines(b.as_ptr().wrapping_add(b.len()).cast());
             // SAFETY: a session lives; the tiles and the steps of the panel are as many; `out` has ROWS rows of `width`.
             unsafe { self.kernel.tile(a, b.as_ptr(), steps, c, self.width, self.started, ahead) };
         }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::super::element::Element;
 use super::COLUMNS;
-use super::kernel::{Kernel, RowPanel};
+use super::kernel::{Ahead, Kernel, RowPanel};
 use super::pack::Lines;
 use super::right::{MadeIn, Right};
 use super::scratch::Scratch;
@@ -40,7 +40,7 @@ impl<'a, K: Kernel> Left<'a, K> {
 
     fn as_it_lies<E: Element>(a: &Lines<'a, E>) -> Option<Left<'a, K>> {
         let (first, stride) = a.as_tiles().filter(|_| K::READS_TILES)?;
-        let rows = RowPanel { first, row: stride, half: 16 * stride, step: 64 };
+        let rows = RowPanel { first, row: stride, step: 64 };
         Some(Left { rows, panel: 32 * stride, packed: false, m: a.lines, steps: a.steps::<K>(), borrowed: PhantomData })
     }
 
@@ -152,9 +152,14 @@ fn walk<K: Kernel, B: Right, S: Sink<K>>(
     let steps = a.steps;
     let by = Blocking::new::<K>(rows.len(), columns.len(), steps);
     let tile_len = K::ROWS * COLUMNS;
-    let held = if by.block < steps { rows.len() } else { by.rows };
+    // A tile that is summed at once needs no place of its own.
+    let (held_rows, held_columns) = match (by.block < steps, by.chunk < steps) {
+        (true, _) => (rows.len(), by.columns),
+        (false, true) => (by.rows, by.columns),
+        (false, false) => (1, 1),
+    };
     SCRATCH.with_borrow_mut(|scratch| {
-        let tiles = scratch.tiles.take::<f32>(held * by.columns * tile_len);
+        let tiles = scratch.tiles.take::<f32>(held_rows * held_columns * tile_len);
         for j0 in columns.clone().step_by(by.columns) {
             let js = j0..(j0 + by.columns).min(columns.end);
             for s0 in (0..steps).step_by(by.block) {
@@ -166,32 +171,37 @@ fn walk<K: Kernel, B: Right, S: Sink<K>>(
                         let k1 = (k0 + by.chunk).min(s1);
                         for i in is.clone() {
                             let rows_of_a = a.at(i, k0);
-                            let next = if i + 1 < is.end {
-                                a.at(i + 1, k0)
+                            let (next, next_k) = if i + 1 < is.end {
+                                (i + 1, k0)
                             } else if k1 < s1 {
-                                a.at(i0, k1)
+                                (i0, k1)
                             } else {
-                                a.at(is.end.min(rows.end - 1), s0)
+                                (is.end.min(rows.end - 1), s0)
                             };
+                            let next_rows = a.at(next, next_k);
                             for j in js.clone() {
                                 let panel = &panels[(j - j0) * stride + (k0 - s0) * K::COLUMN_STEP..];
                                 let panel = panel[..(k1 - k0) * K::COLUMN_STEP].as_ptr();
-                                let ahead = next.first.wrapping_add((j - j0) * (k1 - k0) * 128);
+                                let (next_i, next_j) = if j + 1 < js.end { (i, j + 1) } else { (next, j0) };
+                                let ahead = Ahead::rows(next_rows, j - j0, js.len());
                                 if let Some((c, ldc, accumulate)) = sink.place(i, j) {
                                     let adds = accumulate || k0 > 0;
+                                    let ahead = ahead.with_c(sink.ahead(next_i, next_j));
                                     // SAFETY: the session lives; A and B were packed or checked for these panels and steps;
                                     // the sink says that the tile lies there, and this thread alone has it.
                                     unsafe { kernel.tile(rows_of_a, panel, k1 - k0, c, ldc, adds, ahead) };
                                     continue;
                                 }
+                                let last = k1 == steps;
+                                let ahead = if last { ahead.with_c(sink.ahead(next_i, next_j)) } else { ahead };
                                 let first = if by.block < steps { rows.start } else { i0 };
-                                let at = ((i - first) * by.columns + j - j0) * tile_len;
-                                let tile = &mut tiles[at..at + tile_len];
+                                let at = (i - first) % held_rows * held_columns + (j - j0) % held_columns;
+                                let tile = &mut tiles[at * tile_len..(at + 1) * tile_len];
                                 let c = tile.as_mut_ptr();
                                 // SAFETY: as above; the tile is a scratch of this thread.
                                 unsafe { kernel.tile(rows_of_a, panel, k1 - k0, c, COLUMNS, k0 > 0, ahead) };
-                                if k1 == steps {
-                                    sink.store(&mut state, i, j, tile);
+                                if last {
+                                    sink.store(kernel, &mut state, i, j, tile);
                                 }
                             }
                         }

@@ -6,6 +6,7 @@ use bytemuck::Pod;
 use pulp::Simd;
 
 use super::super::element::Element;
+use super::super::simd::simd;
 use super::pack::Lines;
 use super::{COLUMNS, amx, fma, pack};
 
@@ -15,10 +16,51 @@ pub struct RowPanel {
     pub first: *const u8,
     /// From a row to the next.
     pub row: usize,
-    /// From row 0 to row 16.
-    pub half: usize,
     /// From 32 values of k to the next 32.
     pub step: usize,
+}
+
+/// What is fetched to the second-level cache while a tile is computed. Addresses may be anywhere; null fetches nothing.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    /// Rows of the next panel of A.
+    pub rows: *const u8,
+    /// Bytes from a row to the next, and from a step to the next.
+    pub row: usize,
+    pub step: usize,
+    /// So few columns share a panel that each fetches eight rows of the next, not four.
+    pub many: bool,
+    /// The next tile of C, two cache lines a row, and bytes from a row to the next.
+    pub c: *const u8,
+    pub c_row: usize,
+}
+
+impl Ahead {
+    pub const NOTHING: Ahead =
+        Ahead { rows: std::ptr::null(), row: 0, step: 0, many: false, c: std::ptr::null(), c_row: 0 };
+
+    /// Neighbouring lines, four with each step.
+    #[inline(always)]
+    pub fn lines(first: *const u8) -> Ahead {
+        Ahead { rows: first, row: 64, step: 256, ..Ahead::NOTHING }
+    }
+
+    /// The rows of `panel` that fall to column `column` of `columns`.
+    #[inline(always)]
+    pub fn rows(panel: RowPanel, column: usize, columns: usize) -> Ahead {
+        let many = columns < 8;
+        let from = column * if many { 8 } else { 4 };
+        if from >= 32 {
+            return Ahead::NOTHING;
+        }
+        let rows = panel.first.wrapping_add(from * panel.row);
+        Ahead { rows, row: panel.row, step: panel.step, many, ..Ahead::NOTHING }
+    }
+
+    #[inline(always)]
+    pub fn with_c(self, c: Option<(*const u8, usize)>) -> Ahead {
+        c.map_or(self, |(c, c_row)| Ahead { c, c_row, ..self })
+    }
 }
 
 /// Computes tiles of C [ROWS, 32] from packed panels.
@@ -42,8 +84,7 @@ pub trait Kernel: Copy + Send + Sync + 'static {
 
     fn begin(self) -> Self::Session;
 
-    /// C [ROWS, 32] = or += A·B, C with rows `ldc` elements apart. Two cache lines a step are fetched from `prefetch` on,
-    /// where the kernel can.
+    /// C [ROWS, 32] = or += A·B, C with rows `ldc` elements apart. Fetches what comes next, where the kernel can.
     ///
     /// # Safety
     /// A session of this thread lives; `a` holds ROWS rows of STEP·steps, `b` a panel of as many, `c` the tile; steps > 0.
@@ -56,13 +97,19 @@ pub trait Kernel: Copy + Send + Sync + 'static {
         c: *mut f32,
         ldc: usize,
         accumulate: bool,
-        prefetch: *const u8,
+        ahead: Ahead,
     );
 
     /// Packs [`Kernel::ROWS`] rows of A from row `first` on, for steps `from..to`.
     fn pack_rows<E: Element>(self, rows: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [Self::Packed]);
     /// Packs 32 columns of B from column `first` on, for steps `from..to`.
     fn pack_columns<E: Element>(self, columns: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [Self::Packed]);
+
+    /// Rounds a tile's `rows` × `columns` first elements to where they go, with rows `stride` apart.
+    ///
+    /// # Safety
+    /// They exist there, and nobody else has them.
+    unsafe fn put_tile<E: Element>(self, tile: &[f32], to: *mut E, stride: usize, rows: usize, columns: usize);
 
     /// Elements of a step of a packed panel of A.
     const ROW_STEP: usize = Self::ROWS * Self::STEP;
@@ -128,10 +175,21 @@ impl Kernel for Amx {
         c: *mut f32,
         ldc: usize,
         accumulate: bool,
-        prefetch: *const u8,
+        ahead: Ahead,
     ) {
         // SAFETY: as the caller promises.
-        unsafe { amx::tile_product(a, b, steps, c, 4 * ldc, accumulate, prefetch) }
+        unsafe {
+            if ahead.many {
+                amx::tile_product::<8>(a, b, steps, c, 4 * ldc, accumulate, ahead);
+            } else {
+                amx::tile_product::<4>(a, b, steps, c, 4 * ldc, accumulate, ahead);
+            }
+        }
+    }
+
+    unsafe fn put_tile<E: Element>(self, tile: &[f32], to: *mut E, stride: usize, rows: usize, columns: usize) {
+        // SAFETY: as the caller promises.
+        unsafe { pack::put_tile(tile, to, stride, rows, columns) }
     }
 
     fn pack_rows<E: Element>(self, rows: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [u16]) {
@@ -143,7 +201,7 @@ impl Kernel for Amx {
     }
 
     fn packed_rows(self, first: *const u16) -> RowPanel {
-        RowPanel { first: first.cast(), row: 64, half: 1024, step: 2048 }
+        RowPanel { first: first.cast(), row: 64, step: 2048 }
     }
 
     #[inline(always)]
@@ -206,7 +264,7 @@ impl Kernel for Fma {
         c: *mut f32,
         ldc: usize,
         accumulate: bool,
-        _: *const u8,
+        _: Ahead,
     ) {
         let (first, k) = (a.first.cast(), steps * Self::STEP);
         // SAFETY: as the caller promises.
@@ -218,6 +276,28 @@ impl Kernel for Fma {
         }
     }
 
+    unsafe fn put_tile<E: Element>(self, tile: &[f32], to: *mut E, stride: usize, rows: usize, columns: usize) {
+        simd(
+            #[inline(always)]
+            || {
+                for (i, tile) in tile.chunks_exact(COLUMNS).take(rows).enumerate() {
+                    // SAFETY: as the caller promises.
+                    let to = unsafe { std::slice::from_raw_parts_mut(to.add(i * stride), columns) };
+                    if columns == COLUMNS {
+                        let to: &mut [E; COLUMNS] = to.try_into().expect("32 columns");
+                        for (to, x) in to.iter_mut().zip(tile) {
+                            *to = E::from_f32(*x);
+                        }
+                    } else {
+                        for (to, x) in to.iter_mut().zip(tile) {
+                            *to = E::from_f32(*x);
+                        }
+                    }
+                }
+            },
+        );
+    }
+
     fn pack_rows<E: Element>(self, rows: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [f32]) {
         pack::interleave::<E, { fma::ROWS }>(rows, first, Self::values(steps), out);
     }
@@ -227,7 +307,7 @@ impl Kernel for Fma {
     }
 
     fn packed_rows(self, first: *const f32) -> RowPanel {
-        RowPanel { first: first.cast(), row: 0, half: 0, step: 0 }
+        RowPanel { first: first.cast(), row: 0, step: 0 }
     }
 
     #[inline(always)]
@@ -243,7 +323,7 @@ impl Kernel for Fma {
     }
 
     fn tiled_rows(self, first: *const f32) -> RowPanel {
-        RowPanel { first: first.cast(), row: 4 * COLUMNS, half: 0, step: 4 * fma::ROWS * COLUMNS }
+        RowPanel { first: first.cast(), row: 4 * COLUMNS, step: 4 * fma::ROWS * COLUMNS }
     }
 
     fn pack_columns_for_tiles<E: Element>(

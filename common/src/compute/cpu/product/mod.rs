@@ -26,7 +26,7 @@ mod scratch;
 mod sink;
 
 pub use driver::{Left, Split, product, thread_bytes};
-pub use kernel::{Amx, Fma, Kernel, Work, kernel_name, with_kernel};
+pub use kernel::{Ahead, Amx, Fma, Kernel, Work, kernel_name, with_kernel};
 pub use pack::{Lines, Square, Tiled, transpose};
 pub use right::{Made, PackedColumns, Right, Rows};
 pub use scratch::Scratch;

@@ -30,6 +30,13 @@ pub trait Tiled: Sized {
     /// As [`Tiled::load_32`].
     #[cfg(target_arch = "x86_64")]
     unsafe fn load_16_16(low: *const Self, high: *const Self, masks: [u16; 2]) -> std::arch::x86_64::__m512i;
+
+    /// 32 neighbours, where `mask` has a bit, rounded to the nearest, the even one of two.
+    ///
+    /// # Safety
+    /// As [`Tiled::load_32`]; they may be written.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn store_32(to: *mut Self, mask: u32, x: [std::arch::x86_64::__m512; 2]);
 }
 
 /// Rows of A, or columns of B, as they lie in memory.
@@ -162,7 +169,7 @@ pub fn transpose(Square(block): &mut Square) {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use tiles::{tiles_of_columns, tiles_of_columns_by_halves, tiles_of_rows};
+pub(super) use tiles::{put_tile, tiles_of_columns, tiles_of_columns_by_halves, tiles_of_rows};
 
 #[cfg(target_arch = "x86_64")]
 mod tiles {
@@ -216,6 +223,30 @@ mod tiles {
                         _mm512_storeu_si512(to.add(i * 32).cast(), *row);
                     }
                 }
+            }
+        }
+    }
+
+    /// The first `rows` × `columns` elements of a tile [.., 32], with rows `stride` apart.
+    ///
+    /// # Safety
+    /// They exist there, and nobody else has them.
+    pub unsafe fn put_tile<E: Element>(tile: &[f32], to: *mut E, stride: usize, rows: usize, columns: usize) {
+        assert!(tile.len() >= rows * LINES && columns <= LINES && is_x86_feature_detected!("avx512bf16"));
+        // SAFETY: AVX-512 with BF16 is there; else as the caller promises.
+        unsafe { put_rows(tile.as_ptr(), to, stride, rows, columns) }
+    }
+
+    /// # Safety
+    /// As [`put_tile`]; AVX-512 with BF16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn put_rows<E: Element>(tile: *const f32, to: *mut E, stride: usize, rows: usize, columns: usize) {
+        let mask = if columns == 32 { u32::MAX } else { (1 << columns) - 1 };
+        for row in 0..rows {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let from = tile.add(row * LINES);
+                E::store_32(to.add(row * stride), mask, [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16))]);
             }
         }
     }
@@ -327,6 +358,18 @@ impl Tiled for bf16 {
         };
         _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn store_32(to: *mut bf16, mask: u32, [low, high]: [std::arch::x86_64::__m512; 2]) {
+        use std::arch::x86_64::*;
+        // SAFETY: as the caller promises; both types are 64 bytes of any content.
+        unsafe {
+            let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_mask_storeu_epi16(to.cast(), mask, both);
+        }
+    }
 }
 
 impl Tiled for f32 {
@@ -349,6 +392,17 @@ impl Tiled for f32 {
         unsafe {
             let both = _mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(masks[1], high), _mm512_maskz_loadu_ps(masks[0], low));
             std::mem::transmute::<__m512bh, __m512i>(both)
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn store_32(to: *mut f32, mask: u32, [low, high]: [std::arch::x86_64::__m512; 2]) {
+        use std::arch::x86_64::*;
+        // SAFETY: as the caller promises.
+        unsafe {
+            _mm512_mask_storeu_ps(to, mask as u16, low);
+            _mm512_mask_storeu_ps(to.wrapping_add(16), (mask >> 16) as u16, high);
         }
     }
 }

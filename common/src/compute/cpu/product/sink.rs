@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::super::element::Element;
 use super::COLUMNS;
-use super::kernel::{Kernel, RowPanel};
+use super::kernel::{Ahead, Kernel, RowPanel};
 
 /// Takes the tiles of C, each from one thread, once.
 pub trait Sink<K: Kernel>: Sync {
@@ -18,8 +18,14 @@ pub trait Sink<K: Kernel>: Sync {
         None
     }
 
+    /// Two cache lines of each row of the tile, and bytes from a row to the next, if they are worth fetching ahead.
+    fn ahead(&self, row: usize, column: usize) -> Option<(*const u8, usize)> {
+        let _ = (row, column);
+        None
+    }
+
     /// Takes a finished tile [ROWS, 32] that had no place. Elements beyond C are zero.
-    fn store(&self, state: &mut Self::State, row: usize, column: usize, tile: &mut [f32]);
+    fn store(&self, kernel: K, state: &mut Self::State, row: usize, column: usize, tile: &mut [f32]);
 }
 
 /// C [m, n] in f32, = or +=, with rows `stride` apart.
@@ -49,7 +55,7 @@ impl ToF32<'_> {
         column: usize,
     ) {
         assert!(b.len() >= steps * K::COLUMN_STEP);
-        let (ahead, b) = (b.as_ptr().cast(), b.as_ptr());
+        let (ahead, b) = (Ahead::NOTHING, b.as_ptr());
         if let Some((c, ldc, accumulate)) = Sink::<K>::place(self, row, column) {
             // SAFETY: as the caller promises; the tile lies there.
             unsafe { kernel.tile(a, b, steps, c, ldc, accumulate, ahead) };
@@ -57,7 +63,7 @@ impl ToF32<'_> {
             let mut tile = Tile([0.0; 32 * COLUMNS]);
             // SAFETY: as the caller promises; no kernel has more than 32 rows.
             unsafe { kernel.tile(a, b, steps, tile.0.as_mut_ptr(), COLUMNS, false, ahead) };
-            Sink::<K>::store(self, &mut (), row, column, &mut tile.0[..K::ROWS * COLUMNS]);
+            Sink::<K>::store(self, kernel, &mut (), row, column, &mut tile.0[..K::ROWS * COLUMNS]);
         }
     }
 
@@ -91,8 +97,21 @@ impl<K: Kernel> Sink<K> for ToF32<'_> {
         (rows == K::ROWS && columns == COLUMNS).then_some((first, self.c.stride, self.accumulate))
     }
 
-    fn store(&self, (): &mut (), row: usize, column: usize, tile: &mut [f32]) {
-        self.c.store::<K>(row, column, tile, |c, x| if self.accumulate { *c += x } else { *c = x });
+    fn ahead(&self, row: usize, column: usize) -> Option<(*const u8, usize)> {
+        let (first, ..) = self.c.part(row * K::ROWS, K::ROWS, column * COLUMNS);
+        Some((first.cast(), 4 * self.c.stride))
+    }
+
+    /// At the edges of C.
+    fn store(&self, _: K, (): &mut (), row: usize, column: usize, tile: &mut [f32]) {
+        let (first, rows, columns) = self.c.part(row * K::ROWS, K::ROWS, column * COLUMNS);
+        for (i, tile) in tile.chunks_exact(COLUMNS).take(rows).enumerate() {
+            // SAFETY: these columns of this row exist and belong to this tile.
+            let c = unsafe { std::slice::from_raw_parts_mut(first.add(i * self.c.stride), columns) };
+            for (c, x) in c.iter_mut().zip(tile) {
+                *c = if self.accumulate { *c + x } else { *x };
+            }
+        }
     }
 }
 
@@ -108,8 +127,16 @@ impl<'a, E: Element> ToActivation<'a, E> {
 impl<E: Element, K: Kernel> Sink<K> for ToActivation<'_, E> {
     type State = ();
 
-    fn store(&self, (): &mut (), row: usize, column: usize, tile: &mut [f32]) {
-        self.0.store::<K>(row, column, tile, |c, x| *c = E::from_f32(x));
+    /// A row of two bf16 tiles is two lines.
+    fn ahead(&self, row: usize, column: usize) -> Option<(*const u8, usize)> {
+        let (first, ..) = self.0.part(row * K::ROWS, K::ROWS, column * COLUMNS);
+        column.is_multiple_of(2).then_some((first.cast(), size_of::<E>() * self.0.stride))
+    }
+
+    fn store(&self, kernel: K, (): &mut (), row: usize, column: usize, tile: &mut [f32]) {
+        let (first, rows, columns) = self.0.part(row * K::ROWS, K::ROWS, column * COLUMNS);
+        // SAFETY: a sink is given each tile once, by one thread; its elements of C exist.
+        unsafe { kernel.put_tile(tile, first, self.0.stride, rows, columns) }
     }
 }
 
@@ -134,32 +161,9 @@ impl<'a, T> Shared<'a, T> {
     }
 
     /// From (row, column) on: the element, and how many rows and columns of a tile exist.
-    pub(super) fn part(&self, row: usize, rows: usize, column: usize) -> (*mut T, usize, usize) {
+    #[inline(always)]
+    fn part(&self, row: usize, rows: usize, column: usize) -> (*mut T, usize, usize) {
         let first = self.first.wrapping_add(row * self.stride + column);
         (first, rows.min(self.m.saturating_sub(row)), COLUMNS.min(self.n.saturating_sub(column)))
-    }
-
-    #[inline(always)]
-    fn store<K: Kernel>(&self, row: usize, column: usize, tile: &[f32], put: impl Fn(&mut T, f32)) {
-        let (first, rows, columns) = self.part(row * K::ROWS, K::ROWS, column * COLUMNS);
-        super::super::simd::simd(
-            #[inline(always)]
-            || {
-                for (i, tile) in tile.chunks_exact(COLUMNS).take(rows).enumerate() {
-                    // SAFETY: these columns of this row exist and belong to this tile.
-                    let c = unsafe { std::slice::from_raw_parts_mut(first.add(i * self.stride), columns) };
-                    if columns == COLUMNS {
-                        let c: &mut [T; COLUMNS] = c.try_into().expect("32 columns");
-                        for (c, x) in c.iter_mut().zip(tile) {
-                            put(c, *x);
-                        }
-                    } else {
-                        for (c, x) in c.iter_mut().zip(tile) {
-                            put(c, *x);
-                        }
-                    }
-                }
-            },
-        );
     }
 }

@@ -175,7 +175,7 @@ fn tiles_as_operands<K: Kernel>(kernel: K) {
                 c.as_mut_ptr(),
                 COLUMNS,
                 false,
-                packed.as_ptr().cast(),
+                Ahead::NOTHING,
             );
         }
         let at = |k: usize, n: usize| b[if transposed == 0 { k * COLUMNS + n } else { n * COLUMNS + k }].to_f32();
@@ -196,7 +196,7 @@ fn tiles_as_operands<K: Kernel>(kernel: K) {
             c.as_mut_ptr(),
             COLUMNS,
             false,
-            columns.as_ptr().cast(),
+            Ahead::NOTHING,
         );
     }
     for (i, c) in c.iter().enumerate() {
