@@ -84,6 +84,13 @@ pub struct LowRankGrads<'a, B: Backend + ?Sized> {
     pub b: &'a mut B::Buffer,
 }
 
+/// A linear in the backward pass: the gradient of its output, and where those of a low-rank weight accumulate.
+pub struct Branch<'a, B: Backend + ?Sized> {
+    pub weight: Weight<'a, B>,
+    pub dy: &'a B::Activation,
+    pub grads: Option<LowRankGrads<'a, B>>,
+}
+
 /// Heads of the attention op.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads {
@@ -91,6 +98,20 @@ pub struct Heads {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub window: Option<usize>,
+}
+
+/// What decides how much a device holds besides the ledger's buffers.
+pub struct Extent<'a> {
+    /// Shapes (n, k) of the linears.
+    pub linears: &'a [(usize, usize)],
+    /// Of their adapters; 0 without training.
+    pub rank: usize,
+    pub vocab: usize,
+    pub d: usize,
+    pub heads: Heads,
+    /// Tokens of a pass, and of its longest sequence.
+    pub rows: usize,
+    pub tokens: usize,
 }
 
 /// What the head says of one row during evaluation.
@@ -142,16 +163,8 @@ pub trait Backend: Sync {
     /// The compute path, recorded in checkpoints: bytes are reproducible on one path.
     fn path(&self) -> String;
 
-    /// What the device holds besides the ledger's buffers, for linears of these shapes (n, k) with adapters of `rank`, a head of
-    /// [vocab, d] and passes over `rows` tokens: name, detail, bytes.
-    fn scratch(
-        &self,
-        linears: &[(usize, usize)],
-        rank: usize,
-        vocab: usize,
-        d: usize,
-        rows: usize,
-    ) -> Vec<(&'static str, String, u64)>;
+    /// What the device holds besides the ledger's buffers: name, detail, bytes.
+    fn scratch(&self, of: &Extent) -> Vec<(&'static str, String, u64)>;
 
     fn zeros(&self, len: usize) -> Result<Self::Buffer>;
     fn activation(&self, len: usize) -> Result<Self::Activation>;
@@ -200,15 +213,41 @@ pub trait Backend: Sync {
 
     /// y = x·Ŵᵀ. x [rows, k], y [rows, n].
     fn linear_forward(&self, x: &Self::Activation, rows: usize, w: &Weight<Self>, y: Output<Self>);
-    /// dx = dy·Ŵ, and the gradients of a low-rank weight from dŴ = dyᵀ·x.
-    fn linear_backward(
+    /// The same for several linears of one input.
+    fn linears_forward<const N: usize>(
         &self,
         x: &Self::Activation,
         rows: usize,
-        w: &Weight<Self>,
-        dy: &Self::Activation,
+        w: [Weight<Self>; N],
+        y: [&mut Self::Activation; N],
+    );
+    /// dx = dy·Ŵ, summed over the branches of one input x, and the gradients of low-rank weights from dŴ = dyᵀ·x. Several
+    /// branches set a `Buffer`.
+    fn linears_backward<const N: usize>(
+        &self,
+        x: &Self::Activation,
+        rows: usize,
+        branches: [Branch<Self>; N],
         dx: Output<Self>,
-        grads: Option<LowRankGrads<Self>>,
+    );
+
+    /// out = silu(x·Wgᵀ)∘(x·Wuᵀ); gate and up themselves are kept, if there is a place.
+    fn swiglu_forward(
+        &self,
+        x: &Self::Activation,
+        rows: usize,
+        gate_up: [Weight<Self>; 2],
+        kept: Option<[&mut Self::Activation; 2]>,
+        out: &mut Self::Activation,
+    );
+    /// Backward through `down`, whose input was out = silu(gate)∘up: in place, gate becomes dgate, up becomes dup.
+    fn swiglu_backward(
+        &self,
+        out: &Self::Activation,
+        rows: usize,
+        down: Branch<Self>,
+        gate: &mut Self::Activation,
+        up: &mut Self::Activation,
     );
 
     /// Rotates the halves of each head in place; x [rows, heads·head_dim].
@@ -255,17 +294,6 @@ pub trait Backend: Sync {
         dq: &mut Self::Activation,
         dk: &mut Self::Activation,
         dv: &mut Self::Activation,
-    );
-
-    /// out = silu(gate)·up
-    fn swiglu_forward(&self, gate: &Self::Activation, up: &Self::Activation, len: usize, out: &mut Self::Activation);
-    /// In place: gate becomes dgate, up becomes dup.
-    fn swiglu_backward(
-        &self,
-        gate: &mut Self::Activation,
-        up: &mut Self::Activation,
-        len: usize,
-        dout: &Self::Activation,
     );
 
     /// Cross entropy of x·Wᵀ in chunks of rows: `losses` of each row (0 without a target), and, if wanted,

@@ -2,8 +2,8 @@
 
 use super::forward::Batch;
 use super::ledger::Pass;
-use super::weights::{Block, Model};
-use crate::compute::backend::{Backend, Head, Output};
+use super::weights::{Block, Linear, Model};
+use crate::compute::backend::{Backend, Branch, Head, Output};
 
 impl<B: Backend> Model<B> {
     /// One forward and backward pass. Returns the sum of the losses of all rows; `grads` (one buffer per parameter)
@@ -40,32 +40,16 @@ impl<B: Backend> Model<B> {
         let (c, params) = (&self.config, &self.params.values);
         let [.., gate, up, down] = &block.linears;
         b.round(&a.dx, &mut a.dresidual, rows * c.d);
-        b.linear_backward(
-            &a.inner,
-            rows,
-            &down.weight(params, Some(&a.integers[6])),
-            &a.dresidual,
-            Output::Activation(&mut a.dinner),
-            down.grads(grads),
-        );
+        let [dgate, dup, ddown] = Linear::grads([gate, up, down], grads);
+        let weight = down.weight(params, Some(&a.integers[6]));
+        let branch = Branch { weight, dy: &a.dresidual, grads: ddown };
         // From here on `gate` and `up` hold their gradients.
-        b.swiglu_backward(&mut a.gate, &mut a.up, rows * c.ffn, &a.dinner);
-        b.linear_backward(
-            &a.hidden,
-            rows,
-            &up.weight(params, Some(&a.integers[5])),
-            &a.up,
-            Output::set(&mut a.dhidden),
-            up.grads(grads),
-        );
-        b.linear_backward(
-            &a.hidden,
-            rows,
-            &gate.weight(params, Some(&a.integers[4])),
-            &a.gate,
-            Output::add(&mut a.dhidden),
-            gate.grads(grads),
-        );
+        b.swiglu_backward(&a.inner, rows, branch, &mut a.gate, &mut a.up);
+        let branches = [
+            Branch { weight: gate.weight(params, Some(&a.integers[4])), dy: &a.gate, grads: dgate },
+            Branch { weight: up.weight(params, Some(&a.integers[5])), dy: &a.up, grads: dup },
+        ];
+        b.linears_backward(&a.hidden, rows, branches, Output::set(&mut a.dhidden));
         b.rmsnorm_backward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &a.dhidden, &mut a.dx);
     }
 
@@ -80,23 +64,19 @@ impl<B: Backend> Model<B> {
     ) {
         let (c, rows, params) = (&self.config, batch.rows(), &self.params.values);
         let [q, k, v, o, ..] = &block.linears;
+        let [gq, gk, gv, go] = Linear::grads([q, k, v, o], grads);
         let segments = &batch.segments;
         b.round(&a.dx, &mut a.dresidual, rows * c.d);
-        b.linear_backward(
-            &a.attended,
-            rows,
-            &o.weight(params, Some(&a.integers[3])),
-            &a.dresidual,
-            Output::Activation(&mut a.dattended),
-            o.grads(grads),
-        );
+        let weight = o.weight(params, Some(&a.integers[3]));
+        let branch = Branch { weight, dy: &a.dresidual, grads: go };
+        b.linears_backward(&a.attended, rows, [branch], Output::Activation(&mut a.dattended));
         b.attention_backward(
             &a.q,
             &a.k,
             &a.v,
             &a.attended,
             &a.lse,
-            self.heads(),
+            c.attention_heads(),
             segments,
             &a.dattended,
             &mut a.dq,
@@ -108,30 +88,12 @@ impl<B: Backend> Model<B> {
         // The block's input and its norm, the input of q, k and v.
         b.widen(&a.checkpoints[layer], &mut a.x, rows * c.d);
         b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        b.linear_backward(
-            &a.hidden,
-            rows,
-            &v.weight(params, Some(&a.integers[2])),
-            &a.dv,
-            Output::set(&mut a.dhidden),
-            v.grads(grads),
-        );
-        b.linear_backward(
-            &a.hidden,
-            rows,
-            &k.weight(params, Some(&a.integers[1])),
-            &a.dk,
-            Output::add(&mut a.dhidden),
-            k.grads(grads),
-        );
-        b.linear_backward(
-            &a.hidden,
-            rows,
-            &q.weight(params, Some(&a.integers[0])),
-            &a.dq,
-            Output::add(&mut a.dhidden),
-            q.grads(grads),
-        );
+        let branches = [
+            Branch { weight: q.weight(params, Some(&a.integers[0])), dy: &a.dq, grads: gq },
+            Branch { weight: k.weight(params, Some(&a.integers[1])), dy: &a.dk, grads: gk },
+            Branch { weight: v.weight(params, Some(&a.integers[2])), dy: &a.dv, grads: gv },
+        ];
+        b.linears_backward(&a.hidden, rows, branches, Output::set(&mut a.dhidden));
         b.rmsnorm_backward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &a.dhidden, &mut a.dx);
     }
 }

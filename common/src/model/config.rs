@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::compute::backend::Heads;
 use crate::error::{Error, Result};
 pub use crate::format::rope_config::{Rope, Scaling};
 
@@ -74,6 +75,11 @@ impl Config {
             tied: json["tie_word_embeddings"].as_bool().unwrap_or(false),
             max_positions: read.optional_dim("max_position_embeddings")?.unwrap_or(2048),
         })
+    }
+
+    /// As the attention op takes them.
+    pub fn attention_heads(&self) -> Heads {
+        Heads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, window: self.window }
     }
 
     /// Width of the queries, h·head_dim.

@@ -2,7 +2,7 @@
 
 use super::ledger::Pass;
 use super::weights::{Block, Model};
-use crate::compute::backend::{Backend, Heads, NO_TARGET, Output};
+use crate::compute::backend::{Backend, NO_TARGET, Output};
 
 /// Tokens of one or more sequences, one after another.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,11 +38,6 @@ impl Batch {
 }
 
 impl<B: Backend> Model<B> {
-    pub(super) fn heads(&self) -> Heads {
-        let c = &self.config;
-        Heads { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, window: c.window }
-    }
-
     /// Leaves the normed output of the last block in `acts.hidden`, for the head.
     pub fn forward(&self, b: &B, batch: &Batch, acts: &mut Pass<B>) {
         let (rows, d) = (batch.rows(), self.config.d);
@@ -65,24 +60,23 @@ impl<B: Backend> Model<B> {
         let [q, k, v, o, ..] = &block.linears;
         let integers = |i: usize| rounded.then_some(&a.integers[i]);
         b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        b.linear_forward(&a.hidden, rows, &q.weight(params, integers(0)), Output::Activation(&mut a.q));
-        b.linear_forward(&a.hidden, rows, &k.weight(params, integers(1)), Output::Activation(&mut a.k));
-        b.linear_forward(&a.hidden, rows, &v.weight(params, integers(2)), Output::Activation(&mut a.v));
+        let qkv = [q.weight(params, integers(0)), k.weight(params, integers(1)), v.weight(params, integers(2))];
+        b.linears_forward(&a.hidden, rows, qkv, [&mut a.q, &mut a.k, &mut a.v]);
         b.rope_forward(&self.rope, &mut a.q, c.heads, c.head_dim, &batch.segments);
         b.rope_forward(&self.rope, &mut a.k, c.kv_heads, c.head_dim, &batch.segments);
-        b.attention_forward(&a.q, &a.k, &a.v, self.heads(), &batch.segments, &mut a.attended, &mut a.lse);
+        b.attention_forward(&a.q, &a.k, &a.v, c.attention_heads(), &batch.segments, &mut a.attended, &mut a.lse);
         b.linear_forward(&a.attended, rows, &o.weight(params, integers(3)), Output::add(&mut a.x));
     }
 
-    /// inner = silu(gate)·up of norm(x); the down projection is left to the caller, since the backward pass does
-    /// not need it again.
-    pub(super) fn mlp_forward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Pass<B>, rounded: bool) {
+    /// inner = silu(gate)∘up of norm(x); the down projection is left to the caller, since the backward pass does not need
+    /// it again. With `again`, from the integers that the pass keeps, and gate and up are kept too.
+    pub(super) fn mlp_forward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Pass<B>, again: bool) {
         let (c, params) = (&self.config, &self.params.values);
         let [.., gate, up, _] = &block.linears;
-        let integers = |i: usize| rounded.then_some(&a.integers[i]);
+        let integers = |i: usize| again.then_some(&a.integers[i]);
         b.rmsnorm_forward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        b.linear_forward(&a.hidden, rows, &gate.weight(params, integers(4)), Output::Activation(&mut a.gate));
-        b.linear_forward(&a.hidden, rows, &up.weight(params, integers(5)), Output::Activation(&mut a.up));
-        b.swiglu_forward(&a.gate, &a.up, rows * c.ffn, &mut a.inner);
+        let gate_up = [gate.weight(params, integers(4)), up.weight(params, integers(5))];
+        let kept = again.then_some([&mut a.gate, &mut a.up]);
+        b.swiglu_forward(&a.hidden, rows, gate_up, kept, &mut a.inner);
     }
 }

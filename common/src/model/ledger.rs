@@ -19,10 +19,12 @@ pub struct Activations<T, A, I> {
     pub attended: A,
     /// log-sum-exp of each row and head.
     pub lse: T,
+    /// silu(gate)∘up.
+    pub inner: A,
+    /// Training only (length 0 otherwise): gate and up of the block in the backward pass, then their gradients.
     pub gate: A,
     pub up: A,
-    pub inner: A,
-    /// Training only (length 0 otherwise): the gradients.
+    /// Training only: the gradients.
     pub dx: T,
     pub dhidden: T,
     /// `dx` as an operand of products.
@@ -31,7 +33,6 @@ pub struct Activations<T, A, I> {
     pub dk: A,
     pub dv: A,
     pub dattended: A,
-    pub dinner: A,
     /// Training only: the input of each block, from which the block is computed again in the backward pass.
     pub checkpoints: Vec<A>,
     /// Training only: the integers of a block's linears, from its second forward pass to its backward pass.
@@ -54,9 +55,9 @@ impl Activations<usize, usize, usize> {
             v: kv,
             attended: q,
             lse: rows * c.heads,
-            gate: f,
-            up: f,
             inner: f,
+            gate: grad(f),
+            up: grad(f),
             dx: grad(d),
             dhidden: grad(d),
             dresidual: grad(d),
@@ -64,7 +65,6 @@ impl Activations<usize, usize, usize> {
             dk: grad(kv),
             dv: grad(kv),
             dattended: grad(q),
-            dinner: grad(f),
             checkpoints: if training { vec![d; c.layers] } else { Vec::new() },
             integers: names::block_shapes(c).map(|(n, k)| grad(n * k)),
         }
@@ -82,9 +82,9 @@ impl Activations<usize, usize, usize> {
             v: activation(self.v)?,
             attended: activation(self.attended)?,
             lse: buffer(self.lse)?,
+            inner: activation(self.inner)?,
             gate: activation(self.gate)?,
             up: activation(self.up)?,
-            inner: activation(self.inner)?,
             dx: buffer(self.dx)?,
             dhidden: buffer(self.dhidden)?,
             dresidual: activation(self.dresidual)?,
@@ -92,7 +92,6 @@ impl Activations<usize, usize, usize> {
             dk: activation(self.dk)?,
             dv: activation(self.dv)?,
             dattended: activation(self.dattended)?,
-            dinner: activation(self.dinner)?,
             checkpoints: self.checkpoints.into_iter().map(activation).collect::<Result<_>>()?,
             integers: integers.try_into().unwrap_or_else(|_| unreachable!("a block has seven linears")),
         })
@@ -125,7 +124,6 @@ impl Activations<usize, usize, usize> {
             self.dk,
             self.dv,
             self.dattended,
-            self.dinner,
         ];
         size_of::<f32>() * buffers.iter().sum::<usize>() + B::ACTIVATION_BYTES * activations.iter().sum::<usize>()
     }

@@ -259,11 +259,19 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// The rows of the gradient table that belong to this linear.
-    pub fn grads<'a>(&self, grads: &'a mut [B::Buffer]) -> Option<LowRankGrads<'a, B>> {
-        let Stored::LowRank { params: row, .. } = &self.stored else { return None };
-        let [scale, a, b] = &mut grads[*row..row + 3] else { unreachable!("scale, A and B follow each other") };
-        Some(LowRankGrads { scale, a, b })
+    /// The rows of the gradient table that belong to these linears, which are in the order of the model.
+    pub fn grads<'a, const N: usize>(
+        linears: [&Linear<B>; N],
+        grads: &'a mut [B::Buffer],
+    ) -> [Option<LowRankGrads<'a, B>>; N] {
+        let (mut rest, mut passed) = (grads, 0);
+        linears.map(|linear| {
+            let Stored::LowRank { params: row, .. } = &linear.stored else { return None };
+            let (_, from) = std::mem::take(&mut rest).split_at_mut(*row - passed);
+            let ([scale, a, b], after) = from.split_first_chunk_mut().expect("scale, A and B follow each other");
+            (rest, passed) = (after, *row + 3);
+            Some(LowRankGrads { scale, a, b })
+        })
     }
 }
 

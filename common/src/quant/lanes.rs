@@ -10,8 +10,37 @@ pub fn simd<R>(kernel: impl FnOnce() -> R) -> R {
     ARCH.dispatch(kernel)
 }
 
+/// Asks for `values` to be brought to the second-level cache, where the processor takes such hints: rows of a block lie too
+/// far apart for it to see them coming.
+#[inline(always)]
+pub fn fetch<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..size_of_val(values)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, of an address within the slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().cast::<i8>().wrapping_add(line)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
 /// One AVX-512 register of f32.
 pub const LANES: usize = 16;
+
+/// The sum of the lanes of each row, as [`join`] gives it, with the rows side by side.
+#[inline(always)]
+pub fn join_columns(mut lanes: [[f32; LANES]; LANES]) -> [f32; LANES] {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            for row in 0..LANES {
+                lanes[lane][row] += lanes[lane + width][row];
+            }
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
 
 /// The sum of the lanes.
 #[inline(always)]

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::grid::{COLUMNS, Panels, ROWS};
+use super::lanes::fetch;
 use super::{Phi, Scheme};
 
 /// What Z of a linear [n, k] is made of.
@@ -35,6 +36,19 @@ impl<'a> RealWeight<'a> {
         let mut last = of.a[n / ROWS * ROWS * of.rank..].to_vec();
         last.resize(ROWS * of.rank, 0.0);
         RealWeight { of, last, b: Panels::new(of.b, of.rank) }
+    }
+
+    /// Fetches Φ0 of `rows`, as far as there are any, and `columns` ahead of their use.
+    #[inline(always)]
+    pub fn fetch(&self, rows: Range<usize>, columns: Range<usize>) {
+        let Factors { scheme, phi, stored, k, .. } = self.of;
+        let (bytes, row_bytes) = (
+            stored.row_bytes(scheme, columns.start)..stored.row_bytes(scheme, columns.end),
+            stored.row_bytes(scheme, k),
+        );
+        for row in phi.chunks_exact(row_bytes).take(rows.end).skip(rows.start) {
+            fetch(&row[bytes.clone()]);
+        }
     }
 
     /// Z of `rows` (at most [`ROWS`], from a multiple of it on) and `columns` (at most [`COLUMNS`], from a multiple of it

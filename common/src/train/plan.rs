@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::compute::backend::Backend;
+use crate::compute::backend::{Backend, Extent};
 use crate::model::Config;
 use crate::model::ledger::Activations;
 use crate::model::names;
@@ -60,7 +60,17 @@ pub fn plan<B: Backend>(backend: &B, h: &Holding) -> Vec<Held> {
         },
     ];
     let shapes: Vec<(usize, usize)> = linears.iter().map(|l| (l.n, l.k)).collect();
-    for (what, detail, bytes) in backend.scratch(&shapes, h.rank, h.config.vocab, h.config.d, rows) {
+    let c = h.config;
+    let extent = Extent {
+        linears: &shapes,
+        rank: h.rank,
+        vocab: c.vocab,
+        d: c.d,
+        heads: c.attention_heads(),
+        rows,
+        tokens: h.recipe.seq,
+    };
+    for (what, detail, bytes) in backend.scratch(&extent) {
         held.push(Held { what, detail, bytes });
     }
     held

@@ -3,13 +3,13 @@
 use std::marker::PhantomData;
 
 use super::aligned::Aligned;
-use super::attention::{Attention, AttentionSaved, attention_backward, attention_forward};
+use super::attention::{Attention, AttentionSaved, attention_backward, attention_forward, thread_bytes};
 use super::element::Element;
 use super::linear::Workspace;
 use super::product::kernel_name;
 use super::rope::RopeTable;
 use super::{adamw, elementwise, embedding, head, linear, made, rmsnorm, rope};
-use crate::compute::backend::{AdamStep, Backend, Head, Heads, LowRankGrads, Output, TokenScore, Weight};
+use crate::compute::backend::{AdamStep, Backend, Branch, Extent, Head, Heads, Output, TokenScore, Weight};
 use crate::error::Result;
 use crate::format::tensor::Tensor;
 
@@ -50,20 +50,15 @@ impl<E: Element> Backend for Cpu<E> {
         format!("cpu-{}-{}", E::NAME, kernel_name::<E>())
     }
 
-    fn scratch(
-        &self,
-        linears: &[(usize, usize)],
-        rank: usize,
-        vocab: usize,
-        d: usize,
-        rows: usize,
-    ) -> Vec<(&'static str, String, u64)> {
-        let chunk = head::chunk_rows(vocab).min(rows);
-        let (operands, threads) = linear::scratch::<E>(linears, rank, vocab, d, rows, chunk);
+    fn scratch(&self, of: &Extent) -> Vec<(&'static str, String, u64)> {
+        let chunk = head::chunk_of(of.rows, of.vocab);
+        let (operands, threads) = linear::scratch::<E>(of, chunk);
+        let segments = [0, of.tokens];
+        let attention = rayon::current_num_threads() * thread_bytes::<E>(&shape(of.heads, &segments), of.tokens);
         vec![
             ("workspace", "packed operands of a product, partial sums of dB".into(), operands as u64),
-            ("threads", "panels of weights and tiles".into(), threads as u64),
-            ("logits", format!("of {chunk} rows"), (4 * chunk * vocab) as u64),
+            ("threads", "panels of weights, tiles, scores of attention".into(), (threads + attention) as u64),
+            ("logits", format!("of {chunk} rows"), (4 * chunk * head::row_stride(of.vocab)) as u64),
         ]
     }
 
@@ -138,16 +133,46 @@ impl<E: Element> Backend for Cpu<E> {
         linear::forward(&self.workspace, x, rows, w, y);
     }
 
-    fn linear_backward(
+    fn linears_forward<const N: usize>(
         &self,
         x: &Aligned<E>,
         rows: usize,
-        w: &Weight<Self>,
-        dy: &Aligned<E>,
-        dx: Output<Self>,
-        grads: Option<LowRankGrads<Self>>,
+        w: [Weight<Self>; N],
+        y: [&mut Aligned<E>; N],
     ) {
-        linear::backward(&self.workspace, x, rows, w, dy, dx, grads);
+        linear::forward_all(&self.workspace, x, rows, &w, y.map(|y| &mut y[..]).into());
+    }
+
+    fn linears_backward<const N: usize>(
+        &self,
+        x: &Aligned<E>,
+        rows: usize,
+        branches: [Branch<Self>; N],
+        dx: Output<Self>,
+    ) {
+        linear::backward(&self.workspace, x, rows, branches.into(), dx);
+    }
+
+    fn swiglu_forward(
+        &self,
+        x: &Aligned<E>,
+        rows: usize,
+        gate_up: [Weight<Self>; 2],
+        kept: Option<[&mut Aligned<E>; 2]>,
+        out: &mut Aligned<E>,
+    ) {
+        linear::swiglu_forward(&self.workspace, x, rows, &gate_up, kept.map(|kept| kept.map(|y| &mut y[..])), out);
+    }
+
+    fn swiglu_backward(
+        &self,
+        out: &Aligned<E>,
+        rows: usize,
+        down: Branch<Self>,
+        gate: &mut Aligned<E>,
+        up: &mut Aligned<E>,
+    ) {
+        linear::swiglu_backward(&self.workspace, out, rows, down, gate, up);
     }
 
     fn rope_forward(&self, table: &RopeTable, x: &mut Aligned<E>, heads: usize, head_dim: usize, segments: &[usize]) {
@@ -211,14 +236,6 @@ impl<E: Element> Backend for Cpu<E> {
             &mut dk[..rows * narrow],
             &mut dv[..rows * narrow],
         );
-    }
-
-    fn swiglu_forward(&self, gate: &Aligned<E>, up: &Aligned<E>, len: usize, out: &mut Aligned<E>) {
-        elementwise::swiglu_forward(&gate[..len], &up[..len], &mut out[..len]);
-    }
-
-    fn swiglu_backward(&self, gate: &mut Aligned<E>, up: &mut Aligned<E>, len: usize, dout: &Aligned<E>) {
-        elementwise::swiglu_backward(&mut gate[..len], &mut up[..len], &dout[..len]);
     }
 
     fn head_loss(

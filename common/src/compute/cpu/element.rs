@@ -4,10 +4,12 @@ use bytemuck::Pod;
 use half::bf16;
 
 use super::product::Tiled;
+use crate::format::tensor::Dtype;
 
 pub trait Element: Pod + Send + Sync + Tiled {
     /// As `--compute` and the compute path say it.
     const NAME: &'static str;
+    const DTYPE: Dtype;
 
     fn to_f32(self) -> f32;
     /// The nearest value, the even one of two; a NaN stays one.
@@ -18,6 +20,7 @@ pub trait Element: Pod + Send + Sync + Tiled {
 
 impl Element for f32 {
     const NAME: &'static str = "f32";
+    const DTYPE: Dtype = Dtype::F32;
 
     #[inline(always)]
     fn to_f32(self) -> f32 {
@@ -37,6 +40,7 @@ impl Element for f32 {
 /// Integer arithmetic and one selection, which vectorize; the conversions of `half` branch and call.
 impl Element for bf16 {
     const NAME: &'static str = "bf16";
+    const DTYPE: Dtype = Dtype::BF16;
 
     #[inline(always)]
     fn to_f32(self) -> f32 {

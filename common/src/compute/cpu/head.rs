@@ -4,16 +4,32 @@ use super::element::Element;
 use super::linear::Workspace;
 use super::loss;
 use super::made::FloatRows;
-use super::product::{Lines, Made};
+use super::product::{Lines, Made, ToF32};
 use crate::compute::backend::{NO_TARGET, TokenScore};
 use crate::format::tensor::Tensor;
 
-/// Bytes of the logits that exist at a time.
-pub const LOGITS_BYTES: usize = 128 << 20;
+/// Bytes of the logits that exist at a time: the weight is packed again for each chunk of rows.
+pub const LOGITS_BYTES: usize = 100 << 20;
 
-/// Rows whose logits exist at a time.
-pub fn chunk_rows(vocab: usize) -> usize {
-    (LOGITS_BYTES / (4 * vocab)).clamp(1, 1024)
+/// Most rows whose logits exist at a time, whole panels where there are so many.
+fn chunk_rows(vocab: usize) -> usize {
+    let rows = (LOGITS_BYTES / (4 * row_stride(vocab))).clamp(1, 1024);
+    if rows < PANEL { rows } else { rows / PANEL * PANEL }
+}
+
+/// Rows of a chunk, if all `rows` are shared out evenly.
+pub fn chunk_of(rows: usize, vocab: usize) -> usize {
+    let most = chunk_rows(vocab);
+    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(PANEL).min(most).min(rows)
+}
+
+/// Rows that products take together.
+const PANEL: usize = 32;
+
+/// Elements from a row of logits to the next: on cache lines, and not all in a few sets of the cache.
+pub fn row_stride(vocab: usize) -> usize {
+    let stride = vocab.next_multiple_of(16);
+    if (4 * stride).is_multiple_of(2048) { stride + 16 } else { stride }
 }
 
 /// Hidden states [rows, d] and the head's weight [v, d].
@@ -26,17 +42,34 @@ pub struct Logits<'a, E> {
 }
 
 impl<E: Element> Logits<'_, E> {
-    /// Logits of rows from..from+rows.
-    fn chunk(&self, ws: &Workspace, from: usize, rows: usize, out: &mut [f32]) {
+    /// Logits of rows from..from+rows, `stride` apart.
+    fn chunk(&self, ws: &Workspace, from: usize, rows: usize, stride: usize, out: &mut [f32]) {
         let hidden = Lines::rows(&self.hidden[from * self.d..(from + rows) * self.d], rows, self.d);
-        let w = FloatRows::<E>::new(self.weight, self.vocab, self.d);
-        ws.multiply_f32::<E, _, _>(&hidden, &Made::Transposed(&w), out, false);
+        let out = ToF32::new(out, rows, self.vocab, stride, false);
+        match self.as_it_lies() {
+            Some(w) => ws.multiply_f32(&hidden, &Lines::rows(w, self.vocab, self.d), out),
+            None => ws.multiply_f32(&hidden, &Made::Transposed(&self.made()), out),
+        }
     }
 
-    /// dhidden of the same rows.
-    fn backward(&self, ws: &Workspace, dlogits: &[f32], rows: usize, dhidden: &mut [f32]) {
-        let w = FloatRows::<E>::new(self.weight, self.vocab, self.d);
-        ws.multiply_f32::<E, _, _>(&Lines::rows(dlogits, rows, self.vocab), &Made::AsIs(&w), dhidden, false);
+    /// dhidden of the same rows, of gradients that lie `stride` apart.
+    fn backward(&self, ws: &Workspace, dlogits: &[E], rows: usize, stride: usize, dhidden: &mut [f32]) {
+        let dlogits = Lines::new(dlogits, rows, self.vocab, (stride, 1));
+        let out = ToF32::new(dhidden, rows, self.d, self.d, false);
+        match self.as_it_lies() {
+            Some(w) => ws.multiply_f32(&dlogits, &Lines::columns(w, self.vocab, self.d), out),
+            None => ws.multiply_f32(&dlogits, &Made::AsIs(&self.made()), out),
+        }
+    }
+
+    fn made(&self) -> FloatRows<'_, E> {
+        FloatRows::new(self.weight, self.vocab, self.d)
+    }
+
+    /// The weight, if it is stored in the type that is computed in.
+    fn as_it_lies(&self) -> Option<&[E]> {
+        let stored = self.weight.dtype == E::DTYPE;
+        stored.then(|| bytemuck::try_cast_slice(self.weight.bytes()).ok()).flatten()
     }
 }
 
@@ -50,16 +83,18 @@ pub fn loss<E: Element>(
     losses: &mut [f32],
 ) {
     let (v, d) = (l.vocab, l.d);
-    let step = chunk_rows(v).min(targets.len());
+    let (step, stride) = (chunk_of(targets.len(), v), row_stride(v));
     let mut held = ws.logits();
-    let logits = held[0].take::<f32>(step * v);
-    for from in (0..targets.len()).step_by(step) {
+    let logits = held[0].take::<f32>(step * stride);
+    for from in (0..targets.len()).step_by(step.max(1)) {
         let rows = step.min(targets.len() - from);
-        let logits = &mut logits[..rows * v];
-        l.chunk(ws, from, rows, logits);
-        loss::cross_entropy(logits, &targets[from..from + rows], &mut losses[from..from + rows], grad_scale);
+        let logits = &mut logits[..rows * stride];
+        l.chunk(ws, from, rows, stride, logits);
+        let (targets, losses) = (&targets[from..from + rows], &mut losses[from..from + rows]);
+        loss::cross_entropy::<E>(logits, (v, stride), targets, losses, grad_scale);
         if let Some(dhidden) = dhidden.as_deref_mut() {
-            l.backward(ws, logits, rows, &mut dhidden[from * d..(from + rows) * d]);
+            let (dlogits, stride) = (bytemuck::cast_slice(logits), stride * size_of::<f32>() / size_of::<E>());
+            l.backward(ws, dlogits, rows, stride, &mut dhidden[from * d..(from + rows) * d]);
         }
     }
 }
@@ -101,7 +136,7 @@ fn scores_of_all<E: Element>(
         return;
     }
     let v = l.vocab;
-    let step = chunk_rows(v).min(targets.len());
+    let step = chunk_of(targets.len(), v);
     let mut held = ws.logits();
     let [logits, other] = &mut *held;
     let logits = logits.take::<f32>(step * v);
@@ -112,7 +147,7 @@ fn scores_of_all<E: Element>(
         let rows = step.min(targets.len() - from);
         let (targets, out) = (&targets[from..from + rows], &mut out[from..from + rows]);
         let (logits, own, kl) = (&mut logits[..rows * v], &mut own[..rows], &mut kl[..rows]);
-        l.chunk(ws, from, rows, logits);
+        l.chunk(ws, from, rows, v, logits);
         loss::log_probs(logits, targets, own);
         for (out, own) in out.iter_mut().zip(&*own) {
             out.log_prob = own.log_prob;
@@ -120,7 +155,7 @@ fn scores_of_all<E: Element>(
         }
         if let Some(reference) = &reference {
             let other = &mut other[..rows * v];
-            reference.chunk(ws, from, rows, other);
+            reference.chunk(ws, from, rows, v, other);
             loss::kl(other, logits, kl);
             loss::log_probs(other, targets, own);
             for ((out, kl), top) in out.iter_mut().zip(&*kl).zip(&*own) {

@@ -6,7 +6,7 @@ use super::Cpu;
 use super::aligned::Aligned;
 use super::element::Element;
 use super::testing::{on_thread_pools, random};
-use crate::compute::backend::{Backend, LowRank, LowRankGrads, Output, Weight};
+use crate::compute::backend::{Backend, Branch, LowRank, LowRankGrads, Output, Weight};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::{Phi, Scheme, grid};
 
@@ -49,6 +49,30 @@ impl Case {
             a,
             b: random(4, rank * k),
         }
+    }
+
+    fn weight<'a, E: Element>(
+        &'a self,
+        scale: &'a Aligned<f32>,
+        zero: Option<&'a Aligned<f32>>,
+        a: &'a Aligned<f32>,
+        b: &'a Aligned<f32>,
+        integers: Option<&'a Aligned<i8>>,
+    ) -> Weight<'a, Cpu<E>> {
+        Weight::LowRank(LowRank {
+            phi: &self.phi,
+            stored: self.stored,
+            scheme: self.scheme,
+            scale,
+            zero,
+            integers,
+            a,
+            b,
+            rank: self.rank,
+            factor: self.factor(),
+            n: self.n,
+            k: self.k,
+        })
     }
 
     fn factor(&self) -> f32 {
@@ -123,22 +147,7 @@ fn computed<E: Element>(c: &Case, x: &[E], dy: &[E], keep: bool) -> Values<f32> 
     let cpu = Cpu::<E>::new();
     let up = |values: &[f32]| cpu.upload(values).unwrap();
     let (scale, zero, a, b) = (up(&c.scale), c.zero.as_deref().map(up), up(&c.a), up(&c.b));
-    let low = |integers| {
-        Weight::LowRank(LowRank {
-            phi: &c.phi,
-            stored: c.stored,
-            scheme: c.scheme,
-            scale: &scale,
-            zero: zero.as_ref(),
-            integers,
-            a: &a,
-            b: &b,
-            rank: c.rank,
-            factor: c.factor(),
-            n: c.n,
-            k: c.k,
-        })
-    };
+    let low = |integers| c.weight(&scale, zero.as_ref(), &a, &b, integers);
     let mut integers = cpu.integers(c.n * c.k).unwrap();
     cpu.round_weight(&low(None), &mut integers);
     let w = low(keep.then_some(&integers));
@@ -151,8 +160,9 @@ fn computed<E: Element>(c: &Case, x: &[E], dy: &[E], keep: bool) -> Values<f32> 
     let (mut ds, mut da, mut db) = (ones(0), ones(0), ones(0));
     for _ in 0..2 {
         (ds, da, db) = (ones(c.scale.len()), ones(c.a.len()), ones(c.b.len()));
-        let grads = LowRankGrads { scale: &mut ds, a: &mut da, b: &mut db };
-        cpu.linear_backward(&x, c.rows, &w, &dy, Output::Activation(&mut dx), Some(grads));
+        let grads = Some(LowRankGrads { scale: &mut ds, a: &mut da, b: &mut db });
+        let branch = Branch { weight: low(keep.then_some(&integers)), dy: &dy, grads };
+        cpu.linears_backward(&x, c.rows, [branch], Output::Activation(&mut dx));
     }
     Values {
         y: y.to_vec(),
@@ -220,4 +230,108 @@ fn f32_is_the_definition() {
 #[test]
 fn bf16_is_the_definition_of_rounded_operands() {
     check::<bf16>([2e-5, 1.5e-2, 2e-2]);
+}
+
+/// Two linears of one input, once together and once one by one; SwiGLU on top, against its formula in f64. A stored value
+/// is rounded by `unit` at most.
+fn together<E: Element>(n: [usize; 2], k: usize, rows: usize, unit: f64) {
+    let cpu = Cpu::<E>::new();
+    let up = |values: &[f32]| cpu.upload(values).unwrap();
+    let narrow = |values: &[f32]| Aligned::of(&values.iter().map(|x| E::from_f32(*x)).collect::<Vec<E>>()).unwrap();
+    let cases = n.map(|n| Case::new("w4pc", Phi::Q, [n, k, 5, rows]));
+    let tensors = cases.each_ref().map(|c| [up(&c.scale), up(&c.a), up(&c.b)]);
+    let weight = |i: usize| cases[i].weight(&tensors[i][0], None, &tensors[i][1], &tensors[i][2], None);
+    let x = narrow(&random(5, rows * k));
+    let zeros = |len: usize| cpu.zeros(len).unwrap();
+
+    let mut apart = n.map(|n| zeros(rows * n));
+    for (i, y) in apart.iter_mut().enumerate() {
+        cpu.linear_forward(&x, rows, &weight(i), Output::set(y));
+    }
+    let mut both = n.map(|n| cpu.activation(rows * n).unwrap());
+    cpu.linears_forward(&x, rows, [weight(0), weight(1)], both.each_mut());
+    for (both, apart) in both.iter().zip(&apart) {
+        assert!(both.iter().zip(&apart[..]).all(|(x, y)| x.to_f32() == E::from_f32(*y).to_f32()));
+    }
+
+    let dy = n.map(|n| narrow(&random(6, rows * n)));
+    let mut sum = zeros(rows * k);
+    for (i, dy) in dy.iter().enumerate() {
+        let branch = Branch { weight: weight(i), dy, grads: None };
+        cpu.linears_backward(&x, rows, [branch], Output::add(&mut sum));
+    }
+    let mut grads = tensors.each_ref().map(|of| of.each_ref().map(|of| zeros(of.len())));
+    let [first, second] = &mut grads;
+    let mut branches = Vec::new();
+    for (i, [scale, a, b]) in [first, second].into_iter().enumerate() {
+        branches.push(Branch { weight: weight(i), dy: &dy[i], grads: Some(LowRankGrads { scale, a, b }) });
+    }
+    let branches: [Branch<Cpu<E>>; 2] = branches.try_into().ok().unwrap();
+    let mut dx = up(&vec![7.0; rows * k]);
+    cpu.linears_backward(&x, rows, branches, Output::set(&mut dx));
+    assert_eq!(dx[..], sum[..]);
+    for (i, together) in grads.iter().enumerate() {
+        let mut alone = tensors[i].each_ref().map(|of| zeros(of.len()));
+        let [scale, a, b] = &mut alone;
+        let branch = Branch { weight: weight(i), dy: &dy[i], grads: Some(LowRankGrads { scale, a, b }) };
+        cpu.linears_backward(&x, rows, [branch], Output::set(&mut dx));
+        for (together, alone) in together.iter().zip(&alone) {
+            assert_eq!(together[..], alone[..]);
+        }
+    }
+
+    if n[0] == n[1] {
+        let mut kept = [0, 1].map(|_| cpu.activation(rows * n[0]).unwrap());
+        let mut out = [0, 1].map(|_| cpu.activation(rows * n[0]).unwrap());
+        cpu.swiglu_forward(&x, rows, [weight(0), weight(1)], Some(kept.each_mut()), &mut out[0]);
+        cpu.swiglu_forward(&x, rows, [weight(0), weight(1)], None, &mut out[1]);
+        for (at, (gate, up)) in apart[0].iter().zip(&apart[1][..]).enumerate() {
+            let exact = f64::from(*gate) / (1.0 + (-f64::from(*gate)).exp()) * f64::from(*up);
+            let error = (f64::from(out[0][at].to_f32()) - exact).abs();
+            assert!(error <= (5e-7 + unit) * exact.abs(), "{at}: {gate} {up}");
+            assert_eq!(out[0][at].to_f32(), out[1][at].to_f32());
+        }
+        for (kept, apart) in kept.iter().zip(&apart) {
+            assert!(kept.iter().zip(&apart[..]).all(|(x, y)| x.to_f32() == E::from_f32(*y).to_f32()));
+        }
+    }
+}
+
+/// Backward through a down projection and SwiGLU: dout by the linear, then the formula in f64.
+fn through_swiglu<E: Element>(n: usize, k: usize, rows: usize, unit: f64) {
+    let cpu = Cpu::<E>::new();
+    let up = |values: &[f32]| cpu.upload(values).unwrap();
+    let narrow = |values: &[f32]| Aligned::of(&values.iter().map(|x| E::from_f32(*x)).collect::<Vec<E>>()).unwrap();
+    let c = Case::new("w3pc", Phi::Q, [n, k, 4, rows]);
+    let (scale, a, b) = (up(&c.scale), up(&c.a), up(&c.b));
+    let weight = || c.weight(&scale, None, &a, &b, None);
+    let (inner, dy) = (narrow(&random(7, rows * k)), narrow(&random(8, rows * n)));
+    let (mut gate, mut up_) = (narrow(&random(9, rows * k)), narrow(&random(10, rows * k)));
+    let (mut alone, mut together) = ([0; 2].map(|_| up(&vec![0.0; n * 4])), [0; 2].map(|_| up(&vec![0.0; 4 * k])));
+    let mut ds = [0; 2].map(|_| up(&vec![0.0; n]));
+    let (mut dout, before) = (up(&vec![0.0; rows * k]), (gate.to_vec(), up_.to_vec()));
+    let grads = Some(LowRankGrads { scale: &mut ds[0], a: &mut alone[0], b: &mut together[0] });
+    cpu.linears_backward(&inner, rows, [Branch { weight: weight(), dy: &dy, grads }], Output::set(&mut dout));
+    let grads = Some(LowRankGrads { scale: &mut ds[1], a: &mut alone[1], b: &mut together[1] });
+    cpu.swiglu_backward(&inner, rows, Branch { weight: weight(), dy: &dy, grads }, &mut gate, &mut up_);
+    assert_eq!((&ds[0][..], &alone[0][..], &together[0][..]), (&ds[1][..], &alone[1][..], &together[1][..]));
+    for at in 0..rows * k {
+        let (g, u, dout) = (f64::from(before.0[at].to_f32()), f64::from(before.1[at].to_f32()), f64::from(dout[at]));
+        let s = 1.0 / (1.0 + (-g).exp());
+        for (got, exact) in [(gate[at], dout * u * s * (1.0 + g * (1.0 - s))), (up_[at], dout * g * s)] {
+            // The slope cancels near its root.
+            let limit = 1e-6 * (dout * (u.abs() + g.abs())).abs() + unit * exact.abs();
+            assert!((f64::from(got.to_f32()) - exact).abs() <= limit, "{at}: {g} {u} {dout}");
+        }
+    }
+}
+
+#[test]
+fn linears_of_one_input() {
+    for (n, k, rows) in [([64, 32], 96, 40), ([7, 70], 33, 5), ([70, 70], 64, 33), ([96, 96], 608, 64)] {
+        together::<f32>(n, k, rows, 0.0);
+        together::<bf16>(n, k, rows, 1.0 / 256.0);
+        through_swiglu::<f32>(n[0], k, rows, 0.0);
+        through_swiglu::<bf16>(n[0], k, rows, 1.0 / 256.0);
+    }
 }

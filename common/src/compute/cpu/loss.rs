@@ -3,6 +3,7 @@
 
 use rayon::prelude::*;
 
+use super::element::Element;
 use super::reduce::max;
 use super::rows_per_part;
 use super::simd::{exp, exp_and_sum, simd};
@@ -21,20 +22,26 @@ pub struct RowScore {
     pub argmax: u32,
 }
 
-/// losses = -ln p(target); logits become their gradient, `grad_scale`·(p - onehot(target)).
+/// losses = -ln p(target) of rows of `v` logits, `stride` apart. Each row becomes its gradient, `grad_scale`·(p -
+/// onehot(target)), as elements of type E from the row's beginning on.
 ///
 /// Panics if a target is neither a column nor [`NO_TARGET`].
-pub fn cross_entropy(logits: &mut [f32], targets: &[u32], losses: &mut [f32], grad_scale: f32) {
-    let v = columns(logits.len(), targets.len());
-    assert!(losses.len() == targets.len(), "cross entropy: shapes");
+pub fn cross_entropy<E: Element>(
+    logits: &mut [f32],
+    (v, stride): (usize, usize),
+    targets: &[u32],
+    losses: &mut [f32],
+    grad_scale: f32,
+) {
+    assert!(v <= stride && logits.len() == stride * targets.len() && losses.len() == targets.len(), "loss: shapes");
     let rows = rows_per_part(v);
-    logits.par_chunks_mut(rows * v).zip(targets.par_chunks(rows)).zip(losses.par_chunks_mut(rows)).for_each(
+    logits.par_chunks_mut(rows * stride).zip(targets.par_chunks(rows)).zip(losses.par_chunks_mut(rows)).for_each(
         |((logits, targets), losses)| {
             simd(
                 #[inline(always)]
                 || {
-                    for ((logits, target), loss) in logits.chunks_exact_mut(v).zip(targets).zip(losses) {
-                        *loss = cross_entropy_row(logits, *target, grad_scale);
+                    for ((row, target), loss) in logits.chunks_exact_mut(stride).zip(targets).zip(losses) {
+                        *loss = cross_entropy_row::<E>(&mut row[..v], *target, grad_scale);
                     }
                 },
             )
@@ -91,7 +98,7 @@ fn columns(elements: usize, rows: usize) -> usize {
 }
 
 #[inline(always)]
-fn cross_entropy_row(logits: &mut [f32], target: u32, grad_scale: f32) -> f32 {
+fn cross_entropy_row<E: Element>(logits: &mut [f32], target: u32, grad_scale: f32) -> f32 {
     if target == NO_TARGET {
         logits.fill(0.0);
         return 0.0;
@@ -100,10 +107,22 @@ fn cross_entropy_row(logits: &mut [f32], target: u32, grad_scale: f32) -> f32 {
     let (logit, max) = (logits[target], max(logits));
     let sum = exp_and_sum(logits, max);
     let factor = (f64::from(grad_scale) / sum) as f32;
-    for x in logits.iter_mut() {
-        *x *= factor;
+    // An element of E is no larger than one of f32: what is written was read before.
+    const TOGETHER: usize = 256;
+    let mut part = [0.0; TOGETHER];
+    for from in (0..logits.len()).step_by(TOGETHER) {
+        let part = &mut part[..TOGETHER.min(logits.len() - from)];
+        for (part, x) in part.iter_mut().zip(&logits[from..]) {
+            *part = factor * x;
+        }
+        if let Some(x) = target.checked_sub(from).and_then(|at| part.get_mut(at)) {
+            *x -= grad_scale;
+        }
+        let gradient: &mut [E] = bytemuck::cast_slice_mut(logits);
+        for (gradient, x) in gradient[from..].iter_mut().zip(part) {
+            *gradient = E::from_f32(*x);
+        }
     }
-    logits[target] -= grad_scale;
     (sum.ln() + (f64::from(max) - f64::from(logit))) as f32
 }
 
@@ -151,7 +170,10 @@ fn kl_row(reference: &[f32], logits: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::cpu::testing::{assert_close, check_gradient, fixture, on_every_isa, on_thread_pools, random};
+    use crate::compute::cpu::testing::{
+        assert_close, check_gradient, fixture, narrow, on_every_isa, on_thread_pools, random,
+    };
+    use half::bf16;
 
     fn exact_lse(logits: impl Iterator<Item = f64> + Clone) -> f64 {
         let max = logits.clone().fold(f64::MIN, f64::max);
@@ -166,7 +188,8 @@ mod tests {
         let mut scores = vec![RowScore::default(); targets.len()];
         log_probs(&logits, &targets, &mut scores);
         let mut losses = vec![7.0; targets.len()];
-        cross_entropy(&mut logits, &targets, &mut losses, 0.125);
+        let v = logits.len() / targets.len();
+        cross_entropy::<f32>(&mut logits, (v, v), &targets, &mut losses, 0.125);
         assert_close(&losses, &t("losses"), 1e-6);
         assert_close(&logits, &t("dlogits"), 1e-7);
         let negated: Vec<f32> = scores.iter().map(|s| -s.log_prob as f32).collect();
@@ -186,11 +209,27 @@ mod tests {
         let logits = random(1, 3 * v);
         let mut gradient = logits.clone();
         let mut losses = [0.0; 3];
-        cross_entropy(&mut gradient, &targets, &mut losses, 0.5);
+        cross_entropy::<f32>(&mut gradient, (v, v), &targets, &mut losses, 0.5);
         check_gradient(&logits, &gradient, 1e-6, |x| {
             let rows = x.chunks(v).zip(targets);
             rows.map(|(x, t)| 0.5 * (exact_lse(x.iter().copied()) - x[t as usize])).sum()
         });
+    }
+
+    /// The gradient in bf16 is that in f32 rounded, at the beginning of rows that lie apart.
+    #[test]
+    fn in_bf16_as_in_f32_rounded_once() {
+        let (v, stride, targets) = (1003, 1024, [5, NO_TARGET, 1002]);
+        let logits = random(1, 3 * stride);
+        let (mut exact, mut rounded) = (logits.clone(), logits);
+        let mut losses = [[7.0; 3]; 2];
+        cross_entropy::<f32>(&mut exact, (v, stride), &targets, &mut losses[0], 0.5);
+        cross_entropy::<bf16>(&mut rounded, (v, stride), &targets, &mut losses[1], 0.5);
+        assert_eq!(losses[0], losses[1]);
+        for (exact, rounded) in exact.chunks(stride).zip(rounded.chunks(stride)) {
+            let rounded: &[bf16] = bytemuck::cast_slice(rounded);
+            assert_eq!(rounded[..v], narrow(&exact[..v]));
+        }
     }
 
     #[test]
@@ -204,7 +243,7 @@ mod tests {
             assert!((score[0].lse - lse).abs() < 1e-7, "{} {lse}", score[0].lse);
             let exact = lse - f64::from(logits[77]);
             let mut loss = [0.0];
-            cross_entropy(&mut logits, &[77], &mut loss, 1.0);
+            cross_entropy::<f32>(&mut logits, (v, v), &[77], &mut loss, 1.0);
             assert!((f64::from(loss[0]) - exact).abs() < 1e-6 * (1.0 + exact), "{} {exact}", loss[0]);
         }
     }
@@ -218,7 +257,7 @@ mod tests {
         assert_eq!((scores[0].argmax, scores[1].argmax), (0, 50));
         assert_eq!(scores[0].log_prob, 0.0);
         let mut losses = [7.0; 2];
-        cross_entropy(&mut logits, &[NO_TARGET, 99], &mut losses, 1.0);
+        cross_entropy::<f32>(&mut logits, (100, 100), &[NO_TARGET, 99], &mut losses, 1.0);
         assert_eq!(losses[0], 0.0);
         assert!(logits[..100].iter().all(|x| *x == 0.0));
     }
@@ -254,7 +293,7 @@ mod tests {
         on_thread_pools(|| {
             let mut gradient = logits.clone();
             let (mut losses, mut divergences) = (vec![0.0; 50], vec![0.0; 50]);
-            cross_entropy(&mut gradient, &targets, &mut losses, 0.1);
+            cross_entropy::<f32>(&mut gradient, (v, v), &targets, &mut losses, 0.1);
             kl(&logits, &other, &mut divergences);
             gradient.extend(losses);
             gradient.extend(divergences.iter().map(|x| *x as f32));
@@ -263,7 +302,7 @@ mod tests {
         on_every_isa(|| {
             let mut row = logits[..v].to_vec();
             let score = score_row(&row, 9);
-            let loss = cross_entropy_row(&mut row, 9, 0.1);
+            let loss = cross_entropy_row::<f32>(&mut row, 9, 0.1);
             row.extend([loss, score.lse as f32, score.argmax as f32, kl_row(&logits[..v], &other[..v]) as f32]);
             row
         });

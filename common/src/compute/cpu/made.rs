@@ -13,6 +13,7 @@ use super::simd::simd;
 use crate::compute::backend::{LowRank, Weight};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::grid::{self, COLUMNS, ROWS};
+use crate::quant::lanes;
 use crate::quant::{Factors, RealWeight, Scheme, pack};
 
 /// A weight [n, k] whose Ŵ is made where it is needed.
@@ -215,9 +216,23 @@ impl<'a, E: Element> LowRankRows<'a, E> {
         block
     }
 
+    /// Brings what [`LowRankRows::rounded`] reads of these rows, as far as there are any, ahead of its use.
+    #[inline(always)]
+    pub fn fetch(&self, rows: Range<usize>, columns: Range<usize>) {
+        match self.integers {
+            None => self.real.fetch(rows, columns),
+            Some(integers) => {
+                for row in integers.chunks_exact(self.grid.k).take(rows.end).skip(rows.start) {
+                    lanes::fetch(&row[columns.clone()]);
+                }
+            }
+        }
+    }
+
     fn make(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [E]) {
         let (qmin, qmax) = (self.grid.scheme.qmin(), self.grid.scheme.qmax());
         let width = columns.len();
+        self.fetch(rows.end..rows.end + rows.len(), columns.clone());
         simd(
             #[inline(always)]
             || {
@@ -230,17 +245,36 @@ impl<'a, E: Element> LowRankRows<'a, E> {
                         for (row, z) in block.zip(&z) {
                             let at = (row - rows.start) * width + from - columns.start;
                             let (scale, zero) = self.grid.columns(row, from, some.len());
-                            let mut made = [E::zeroed(); COLUMNS];
-                            for j in 0..COLUMNS {
-                                let code = grid::code(z[j], qmin, qmax);
-                                made[j] = E::from_f32(grid::dequantize(code, zero[j], scale[j]));
-                            }
-                            out[at..at + some.len()].copy_from_slice(&made[..some.len()]);
+                            each(
+                                &mut out[at..at + some.len()],
+                                #[inline(always)]
+                                |j| {
+                                    let code = grid::code(z[j], qmin, qmax);
+                                    E::from_f32(grid::dequantize(code, zero[j], scale[j]))
+                                },
+                            );
                         }
                     }
                 }
             },
         );
+    }
+}
+
+/// Sets at most [`COLUMNS`] elements, a whole row without leaving registers.
+#[inline(always)]
+fn each<T>(to: &mut [T], of: impl Fn(usize) -> T) {
+    match <&mut [T; COLUMNS]>::try_from(&mut *to) {
+        Ok(to) => {
+            for (j, to) in to.iter_mut().enumerate() {
+                *to = of(j);
+            }
+        }
+        Err(_) => {
+            for (j, to) in to.iter_mut().enumerate() {
+                *to = of(j);
+            }
+        }
     }
 }
 
@@ -263,17 +297,18 @@ pub fn round_all<E: Element>(w: &LowRank<Cpu<E>>, to: &mut [i8]) {
         simd(
             #[inline(always)]
             || {
+                made.real.fetch(rows.clone(), 0..w.k);
                 for from in (0..w.k).step_by(COLUMNS) {
                     let columns = from..(from + COLUMNS).min(w.k);
                     for first in rows.clone().step_by(ROWS) {
                         let block = first..(first + ROWS).min(rows.end);
                         let z = made.real.block(block.clone(), columns.clone());
                         for (row, z) in block.zip(&z) {
-                            let mut kept = [0i8; COLUMNS];
-                            for j in 0..COLUMNS {
-                                kept[j] = grid::kept(z[j], qmin, qmax);
-                            }
-                            to[(row - rows.start) * w.k..][columns.clone()].copy_from_slice(&kept[..columns.len()]);
+                            each(
+                                &mut to[(row - rows.start) * w.k..][columns.clone()],
+                                #[inline(always)]
+                                |j| grid::kept(z[j], qmin, qmax),
+                            );
                         }
                     }
                 }

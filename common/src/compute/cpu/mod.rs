@@ -22,6 +22,7 @@ pub mod reduce;
 pub mod rmsnorm;
 pub mod rope;
 pub mod simd;
+pub mod swiglu;
 pub mod element;
 pub mod aligned;
 

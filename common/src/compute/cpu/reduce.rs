@@ -48,11 +48,24 @@ impl<const K: usize, R: Reduction<K>> WithSimd for Reduce<'_, K, R> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        match S::F32_LANES {
+            16 => self.in_registers::<S, 4>(simd),
+            8 => self.in_registers::<S, 8>(simd),
+            4 => self.in_registers::<S, 16>(simd),
+            _ => self.in_registers::<S, LANES>(simd),
+        }
+    }
+}
+
+impl<const K: usize, R: Reduction<K>> Reduce<'_, K, R> {
+    /// With N registers for the lanes.
+    #[inline(always)]
+    fn in_registers<S: Simd, const N: usize>(self, simd: S) -> f32 {
         let n = self.xs[0].len();
         let parts = self.xs.map(|x| x[..n].as_chunks::<LANES>());
-        let mut registers = [simd.splat_f32s(R::NEUTRAL); LANES];
+        let mut registers = [simd.splat_f32s(R::NEUTRAL); N];
         for at in 0..n / LANES {
-            step_all::<S, K, R>(simd, &mut registers, parts.map(|(whole, _)| &whole[at]));
+            step_all::<S, K, N, R>(simd, &mut registers, parts.map(|(whole, _)| &whole[at]));
         }
         let left = n % LANES;
         if left > 0 {
@@ -61,10 +74,10 @@ impl<const K: usize, R: Reduction<K>> WithSimd for Reduce<'_, K, R> {
                 padded[..left].copy_from_slice(rest);
                 padded
             });
-            step_all::<S, K, R>(simd, &mut registers, padded.each_ref());
+            step_all::<S, K, N, R>(simd, &mut registers, padded.each_ref());
         }
 
-        let mut half = LANES / S::F32_LANES / 2;
+        let mut half = N / 2;
         while half > 0 {
             for i in 0..half {
                 registers[i] = R::join(simd, registers[i], registers[i + half]);
@@ -85,14 +98,14 @@ impl<const K: usize, R: Reduction<K>> WithSimd for Reduce<'_, K, R> {
 }
 
 #[inline(always)]
-fn step_all<S: Simd, const K: usize, R: Reduction<K>>(
+fn step_all<S: Simd, const K: usize, const N: usize, R: Reduction<K>>(
     simd: S,
-    registers: &mut [S::f32s; LANES],
+    registers: &mut [S::f32s; N],
     xs: [&[f32; LANES]; K],
 ) {
     let xs = xs.map(|x| S::as_simd_f32s(x).0);
-    for i in 0..LANES / S::F32_LANES {
-        registers[i] = R::step(simd, registers[i], xs.map(|x| x[i]));
+    for (i, register) in registers.iter_mut().enumerate() {
+        *register = R::step(simd, *register, xs.map(|x| x[i]));
     }
 }
 

@@ -9,7 +9,9 @@ use rayon::prelude::*;
 
 use super::element::Element;
 use super::made::LowRankRows;
-use super::product::{COLUMNS, Kernel, Left, Lines, PackedColumns, Scratch, Sink, Split, ToF32, product};
+use super::product::{
+    COLUMNS, Kernel, Left, Lines, PackedColumns, Scratch, Sink, Split, Square, ToF32, product, transpose,
+};
 use super::simd::simd;
 use crate::quant::grid::{self, ROWS};
 use crate::quant::lanes::{self, LANES};
@@ -49,23 +51,40 @@ fn parts<K: Kernel>(n: usize) -> (usize, usize) {
     (unit, panels.div_ceil(unit))
 }
 
-/// Where they are added: ds [n, G], dA [n, r], dB [r, k].
-pub struct Gradients<'a> {
+/// One of the weights of an input: dy [rows, n], and where ds [n, G], dA [n, r] and dB [r, k] are added.
+pub struct WeightGradient<'a, E> {
+    pub w: &'a LowRankRows<'a, E>,
+    pub dy: &'a [E],
     pub scale: &'a mut [f32],
     pub a: &'a mut [f32],
     pub b: &'a mut [f32],
 }
 
-/// Adds the gradients for x [rows, k] and dy [rows, n].
-pub fn weight_gradient<K: Kernel, E: Element>(
+/// Adds the gradients of all weights of the input x [rows, k], which is packed once.
+pub fn weight_gradients<K: Kernel, E: Element>(
     kernel: K,
     scratch: &mut GradientScratch,
-    w: &LowRankRows<E>,
     x: &[E],
-    dy: &[E],
     rows: usize,
-    grads: Gradients,
+    of: Vec<WeightGradient<E>>,
 ) {
+    let k = x.len() / rows;
+    let mut packed = std::mem::take(&mut scratch.x);
+    let x = PackedColumns::new(kernel, &Lines::columns(x, rows, k), &mut packed);
+    for of in of {
+        weight_gradient(kernel, scratch, &x, rows, of);
+    }
+    scratch.x = packed;
+}
+
+fn weight_gradient<K: Kernel, E: Element>(
+    kernel: K,
+    scratch: &mut GradientScratch,
+    x: &PackedColumns<K::Packed>,
+    rows: usize,
+    of: WeightGradient<E>,
+) {
+    let WeightGradient { w, dy, scale, a: da, b: db } = of;
     let f = &w.real.of;
     let (n, k, r) = (w.n, f.k, f.rank);
     let (unit, count) = parts::<K>(n);
@@ -74,19 +93,18 @@ pub fn weight_gradient<K: Kernel, E: Element>(
     scaled(f.a, a);
     scaled(f.b, b);
     let dy = Left::new(kernel, &Lines::new(dy, n, rows, (1, n)), &mut scratch.dy);
-    let x = PackedColumns::new(kernel, &Lines::columns(x, rows, k), &mut scratch.x);
     let parts = scratch.parts.take::<f32>(count * r * k);
     let sink = ToGradients {
         w,
         unit,
         a: Left::new(kernel, &Lines::new(a, r, n, (1, r)), &mut scratch.a_packed),
         b: PackedColumns::new(kernel, &Lines::rows(b, r, k), &mut scratch.b_packed),
-        da: ToF32::new(grads.a, n, r, r, true),
+        da: ToF32::new(da, n, r, r, true),
         db: parts.chunks_exact_mut(r * k).map(|part| ToF32::new(part, r, k, k, false)).collect(),
-        ds: ToF32::new(grads.scale, n, w.grid.groups, w.grid.groups, true),
+        ds: ToF32::new(scale, n, w.grid.groups, w.grid.groups, true),
     };
-    product(kernel, &dy, &x, Split::Rows(unit), &sink);
-    add_parts(parts, grads.b);
+    product(kernel, &dy, x, Split::Rows(unit), &sink);
+    add_parts(parts, db);
 }
 
 /// db += each part, in order.
@@ -175,29 +193,38 @@ impl<K: Kernel, E: Element> ToGradients<'_, K, E> {
         let grid = &self.w.grid;
         let (qmin, qmax) = (grid.scheme.qmin(), grid.scheme.qmax());
         let group = grid.shared_group(columns.start, columns.len());
-        for first in rows.clone().step_by(ROWS) {
-            let block = first..(first + ROWS).min(rows.end);
-            let rounded = self.w.rounded(block.clone(), columns.clone());
-            for (row, rounded) in block.zip(&rounded) {
-                let at = (row - rows.start) * COLUMNS;
-                let dw: &mut [f32; COLUMNS] = (&mut tile[at..at + COLUMNS]).try_into().expect("32 columns");
-                let (scale, zero) = grid.columns(row, columns.start, columns.len());
-                let mut ds = [0f32; COLUMNS];
-                for j in 0..COLUMNS {
-                    (dw[j], ds[j]) = grid::backward(dw[j], rounded[j], zero[j], scale[j], qmin, qmax);
-                }
-                // SAFETY: rows of ds belong to this thread.
-                unsafe {
-                    match group {
-                        Some(group) => {
-                            self.ds.add(row, group, lanes::join(std::array::from_fn(|i| ds[i] + ds[i + LANES])))
-                        }
-                        None => {
-                            for (j, ds) in ds.iter().enumerate().take(columns.len()) {
-                                self.ds.add(row, (columns.start + j) / grid.group, *ds);
-                            }
+        self.w.fetch(rows.end..rows.end + rows.len(), columns.clone());
+        for some in rows.clone().step_by(LANES) {
+            let some = some..(some + LANES).min(rows.end);
+            let mut sums = Square([[0.0; LANES]; LANES]);
+            for first in some.clone().step_by(ROWS) {
+                let block = first..(first + ROWS).min(some.end);
+                let rounded = self.w.rounded(block.clone(), columns.clone());
+                for (row, rounded) in block.zip(&rounded) {
+                    let at = (row - rows.start) * COLUMNS;
+                    let dw: &mut [f32; COLUMNS] = (&mut tile[at..at + COLUMNS]).try_into().expect("32 columns");
+                    let (scale, zero) = grid.columns(row, columns.start, columns.len());
+                    let mut ds = [0f32; COLUMNS];
+                    for j in 0..COLUMNS {
+                        (dw[j], ds[j]) = grid::backward(dw[j], rounded[j], zero[j], scale[j], qmin, qmax);
+                    }
+                    let sum = &mut sums.0[row - some.start];
+                    for lane in 0..LANES {
+                        sum[lane] = ds[lane] + ds[lane + LANES];
+                    }
+                    if group.is_none() {
+                        for (j, ds) in ds.iter().enumerate().take(columns.len()) {
+                            // SAFETY: rows of ds belong to this thread.
+                            unsafe { self.ds.add(row, (columns.start + j) / grid.group, *ds) };
                         }
                     }
+                }
+            }
+            if let Some(group) = group {
+                transpose(&mut sums);
+                for (row, sum) in some.zip(lanes::join_columns(sums.0)) {
+                    // SAFETY: as above.
+                    unsafe { self.ds.add(row, group, sum) };
                 }
             }
         }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::super::element::Element;
 use super::COLUMNS;
 use super::kernel::{Ahead, Kernel, RowPanel};
-use super::pack::Lines;
+use super::pack::{Lines, lie_as_tiles, pack_all};
 use super::right::{MadeIn, Right};
 use super::scratch::Scratch;
 use super::sink::Sink;
@@ -44,12 +44,20 @@ impl<'a, K: Kernel> Left<'a, K> {
         Some(Left { rows, panel: 32 * stride, packed: false, m: a.lines, steps: a.steps::<K>(), borrowed: PhantomData })
     }
 
+    /// Bytes that [`Left::new`] packs of [m, k] with rows `stride` apart.
+    pub fn bytes<E: Element>(m: usize, k: usize, stride: usize) -> usize {
+        if K::READS_TILES && lie_as_tiles::<E>(m, k, stride) {
+            return 0;
+        }
+        size_of::<K::Packed>() * m.next_multiple_of(K::ROWS) * k.next_multiple_of(K::STEP)
+    }
+
     fn packed<E: Element>(kernel: K, a: &Lines<E>, to: &'a mut Scratch) -> Left<'a, K> {
         let (m, steps) = (a.lines, a.steps::<K>());
         let stride = steps * K::ROW_STEP;
         let packed = to.take::<K::Packed>(m.div_ceil(K::ROWS) * stride);
-        packed.par_chunks_exact_mut(stride.max(1)).enumerate().for_each(|(panel, out)| {
-            kernel.pack_rows(a, panel * K::ROWS, 0..steps, out);
+        pack_all(a, steps, K::ROW_STEP, packed, |panel, steps, out| {
+            kernel.pack_rows(a, panel * K::ROWS, steps, out);
         });
         let rows = kernel.packed_rows(packed.as_ptr());
         Left { rows, panel: stride * size_of::<K::Packed>(), packed: true, m, steps, borrowed: PhantomData }
@@ -71,6 +79,8 @@ impl<'a, K: Kernel> Left<'a, K> {
 pub enum Split {
     /// By columns, so that every panel of B is made once; by rows too where columns are few.
     Columns,
+    /// By columns in pairs of panels, which one thread has together.
+    Pairs,
     /// By whole units of this many panels of rows.
     Rows(usize),
 }
@@ -83,18 +93,20 @@ pub fn product<K: Kernel, B: Right, S: Sink<K>>(kernel: K, a: &Left<K>, b: &B, s
         return;
     }
     let threads = rayon::current_num_threads();
-    let (row_parts, column_parts, unit) = match split {
-        Split::Columns => {
-            let of_columns = threads.min(columns);
-            ((threads / of_columns).clamp(1, rows), of_columns, 1)
-        }
-        Split::Rows(unit) => (threads.min(rows.div_ceil(unit)), 1, unit),
+    let (row_unit, column_unit) = match split {
+        Split::Columns => (1, 1),
+        Split::Pairs => (1, 2),
+        Split::Rows(unit) => (unit, columns),
     };
-    let units = rows.div_ceil(unit);
+    let (row_units, column_units) = (rows.div_ceil(row_unit), columns.div_ceil(column_unit));
+    let column_parts = threads.min(column_units);
+    let row_parts = (threads / column_parts).clamp(1, row_units);
+    let share = |part: usize, parts: usize, units: usize, unit: usize, end: usize| {
+        units * part / parts * unit..(units * (part + 1) / parts * unit).min(end)
+    };
     (0..row_parts * column_parts).into_par_iter().with_max_len(1).for_each(|part| {
-        let (r, c) = (part / column_parts, part % column_parts);
-        let mine = units * r / row_parts * unit..(units * (r + 1) / row_parts * unit).min(rows);
-        let columns = columns * c / column_parts..columns * (c + 1) / column_parts;
+        let mine = share(part / column_parts, row_parts, row_units, row_unit, rows);
+        let columns = share(part % column_parts, column_parts, column_units, column_unit, columns);
         walk(kernel, a, b, mine, columns, sink);
     });
 }
@@ -117,12 +129,13 @@ impl Blocking {
         // A whole number of blocks in which weights are made.
         let block = even(steps, K::BLOCK).next_multiple_of(COLUMNS / K::STEP).min(steps);
         let step_bytes = K::COLUMN_STEP * size_of::<K::Packed>();
+        // Pairs stay together.
         let fit = (BLOCK_BYTES / (step_bytes * block)).clamp(2, 24);
         let whole = block == steps;
         Blocking {
             chunk: even(block, K::CHUNK),
             block,
-            columns: even(columns, fit),
+            columns: even(columns, fit).next_multiple_of(2),
             rows: if whole { 1 } else { rows.min(8) },
         }
     }

@@ -28,9 +28,9 @@ mod sink;
 pub use driver::{Left, Split, product, thread_bytes};
 pub use kernel::{Ahead, Amx, Fma, Kernel, Work, kernel_name, with_kernel};
 pub use pack::{Lines, Square, Tiled, transpose};
-pub use right::{Made, PackedColumns, Right, Rows};
+pub use right::{Made, PackedColumns, Place, Right, Rows, SideBySide};
 pub use scratch::Scratch;
-pub use sink::{Sink, ToActivation, ToF32};
+pub use sink::{Shared, Sink, ToActivation, ToActivations, ToF32};
 
 /// Columns of a tile of C: lines of a panel of B.
 pub const COLUMNS: usize = 32;

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use half::bf16;
 use pulp::Simd;
+use rayon::prelude::*;
 
 use super::super::element::Element;
 use super::super::simd::{ARCH, simd};
@@ -80,16 +81,55 @@ impl<'a, E> Lines<'a, E> {
         self.data.as_ptr().wrapping_add(line * self.line_stride + k * self.k_stride)
     }
 
-    /// Where the lines begin and how far apart they are, if 32 of them from each multiple of 32 on can be read as tiles
-    /// where they lie: whole, on cache lines, and not all in a few sets of the first-level cache.
+    /// Where the lines begin and how far apart they are, if they can be read as tiles where they lie.
     pub(super) fn as_tiles(&self) -> Option<(*const u8, usize)> {
-        let bytes = self.line_stride * size_of::<E>();
-        let whole = self.lines.is_multiple_of(32) && self.k.is_multiple_of(32) && self.k_stride == 1;
-        let lies_well = bytes.is_multiple_of(64) && !bytes.is_multiple_of(2048);
-        let fits = size_of::<E>() == 2 && whole && lies_well && (self.data.as_ptr() as usize).is_multiple_of(64);
-        fits.then_some((self.data.as_ptr().cast(), bytes))
+        let fits = self.k_stride == 1 && lie_as_tiles::<E>(self.lines, self.k, self.line_stride);
+        let aligned = (self.data.as_ptr() as usize).is_multiple_of(64);
+        (fits && aligned).then(|| (self.data.as_ptr().cast(), self.line_stride * size_of::<E>()))
     }
 }
+
+/// Lines of neighbouring k, `stride` apart: 32 of them from each multiple of 32 on are tiles if they are whole, on cache
+/// lines, and not all in a few sets of the first-level cache.
+pub(super) fn lie_as_tiles<E>(lines: usize, k: usize, stride: usize) -> bool {
+    let bytes = stride * size_of::<E>();
+    let whole = lines.is_multiple_of(32) && k.is_multiple_of(32);
+    size_of::<E>() == 2 && whole && bytes.is_multiple_of(64) && !bytes.is_multiple_of(2048)
+}
+
+/// Packs all panels on all threads, each `steps` times `step` numbers, by `pack(panel, steps, to)`. Where lines are
+/// neighbours in memory, not k, a few steps of all panels are taken together, so that memory is read from end to end.
+pub(super) fn pack_all<E: Element, T: Send>(
+    m: &Lines<E>,
+    steps: usize,
+    step: usize,
+    out: &mut [T],
+    pack: impl Fn(usize, Range<usize>, &mut [T]) + Sync,
+) {
+    let stride = steps * step;
+    if m.k_stride == 1 {
+        out.par_chunks_exact_mut(stride.max(1)).enumerate().for_each(|(panel, out)| pack(panel, 0..steps, out));
+        return;
+    }
+    let (panels, first) = (out.len() / stride.max(1), Shared(out.as_mut_ptr()));
+    const TOGETHER: usize = 4;
+    (0..steps.div_ceil(TOGETHER)).into_par_iter().for_each(|some| {
+        let first = &first;
+        for at in some * TOGETHER..steps.min((some + 1) * TOGETHER) {
+            for panel in 0..panels {
+                // SAFETY: it lies within `out`, and nobody else has this step of this panel.
+                let to = unsafe { std::slice::from_raw_parts_mut(first.0.add(panel * stride + at * step), step) };
+                pack(panel, at..at + 1, to);
+            }
+        }
+    });
+}
+
+/// Where threads write, each its own part.
+struct Shared<T>(*mut T);
+
+// SAFETY: the parts do not overlap.
+unsafe impl<T: Send> Sync for Shared<T> {}
 
 /// Panels [k][L] of lines `first..first + L` and these k, zeros past the end.
 pub(super) fn interleave<E: Element, const L: usize>(m: &Lines<E>, first: usize, ks: Range<usize>, out: &mut [f32]) {

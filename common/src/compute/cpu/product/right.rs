@@ -2,12 +2,10 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::super::element::Element;
 use super::COLUMNS;
 use super::kernel::Kernel;
-use super::pack::Lines;
+use super::pack::{Lines, pack_all};
 use super::scratch::Scratch;
 
 /// B [k, n] as panels of 32 columns.
@@ -77,8 +75,8 @@ impl<'a, T: bytemuck::Pod + Send + Sync> PackedColumns<'a, T> {
     pub fn new<K: Kernel<Packed = T>, E: Element>(kernel: K, b: &Lines<E>, to: &'a mut Scratch) -> Self {
         let stride = b.steps::<K>() * K::COLUMN_STEP;
         let packed = to.take::<T>(b.lines.div_ceil(COLUMNS) * stride);
-        packed.par_chunks_exact_mut(stride).enumerate().for_each(|(panel, out)| {
-            kernel.pack_columns(b, panel * COLUMNS, 0..b.steps::<K>(), out);
+        pack_all(b, b.steps::<K>(), K::COLUMN_STEP, packed, |panel, steps, out| {
+            kernel.pack_columns(b, panel * COLUMNS, steps, out);
         });
         PackedColumns { packed, n: b.lines, k: b.k }
     }
@@ -116,6 +114,83 @@ pub trait Rows: Sync {
     fn make(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [Self::E]);
 }
 
+/// The panels `of` a number of elements from `0` to `end`.
+fn span(of: &Range<usize>, unit: usize, end: usize) -> Range<usize> {
+    of.start * unit..(of.end * unit).min(end)
+}
+
+/// Panel `panel` of Wᵀ.
+fn transposed<K: Kernel, W: Rows>(
+    kernel: K,
+    w: &W,
+    panel: usize,
+    steps: Range<usize>,
+    made: &mut Scratch,
+    out: &mut [K::Packed],
+) {
+    let (rows, columns) = (span(&(panel..panel + 1), COLUMNS, w.n()), span(&steps, K::STEP, w.k()));
+    let made = made.take::<W::E>(rows.len() * columns.len());
+    w.make(rows.clone(), columns.clone(), made);
+    let lines = Lines::new(made, rows.len(), columns.len(), (columns.len(), 1));
+    kernel.pack_columns(&lines, 0, 0..steps.len(), out);
+}
+
+/// Weights of one input side by side: B = [W₀ᵀ W₁ᵀ …], each from a panel on, filled up with zeros to whole panels.
+pub struct SideBySide<'a, W> {
+    weights: &'a [W],
+    places: Vec<Place>,
+}
+
+/// Which of several matrices a panel belongs to, and which of its panels it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub of: usize,
+    pub panel: usize,
+}
+
+impl<'a, W: Rows> SideBySide<'a, W> {
+    pub fn one_after_another(weights: &'a [W]) -> Self {
+        let places = |(of, w): (usize, &W)| (0..w.n().div_ceil(COLUMNS)).map(move |panel| Place { of, panel });
+        SideBySide { weights, places: weights.iter().enumerate().flat_map(places).collect() }
+    }
+
+    /// A panel of each by turns; they have the same n.
+    pub fn by_turns(weights: &'a [W]) -> Self {
+        let panels = weights.first().map_or(0, |w| w.n().div_ceil(COLUMNS));
+        let places = (0..panels).flat_map(|panel| (0..weights.len()).map(move |of| Place { of, panel })).collect();
+        SideBySide { weights, places }
+    }
+
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+}
+
+impl<W: Rows> Right for SideBySide<'_, W> {
+    fn n(&self) -> usize {
+        self.places.len() * COLUMNS
+    }
+
+    fn k(&self) -> usize {
+        self.weights.first().map_or(0, |w| w.k())
+    }
+
+    fn panels<'a, K: Kernel>(
+        &'a self,
+        kernel: K,
+        panels: Range<usize>,
+        steps: Range<usize>,
+        scratch: &'a mut MadeIn,
+    ) -> (&'a [K::Packed], usize) {
+        let stride = steps.len() * K::COLUMN_STEP;
+        let out = scratch.panels.take(panels.len() * stride);
+        for (place, out) in self.places[panels].iter().zip(out.chunks_exact_mut(stride)) {
+            transposed(kernel, &self.weights[place.of], place.panel, steps.clone(), &mut scratch.rows, out);
+        }
+        (out, stride)
+    }
+}
+
 /// A made weight as B of a product.
 pub enum Made<'a, W> {
     /// B = Wᵀ: x·Wᵀ.
@@ -148,17 +223,10 @@ impl<W: Rows> Right for Made<'_, W> {
     ) -> (&'a [K::Packed], usize) {
         let stride = steps.len() * K::COLUMN_STEP;
         let out = scratch.panels.take(panels.len() * stride);
-        let span = |units: &Range<usize>, unit: usize, end: usize| units.start * unit..(units.end * unit).min(end);
         match self {
             Made::Transposed(w) => {
-                let columns = span(&steps, K::STEP, w.k());
-                let made = scratch.rows.take::<W::E>(COLUMNS * columns.len());
                 for (panel, out) in panels.zip(out.chunks_exact_mut(stride)) {
-                    let rows = span(&(panel..panel + 1), COLUMNS, w.n());
-                    let made = &mut made[..rows.len() * columns.len()];
-                    w.make(rows.clone(), columns.clone(), made);
-                    let lines = Lines::new(made, rows.len(), columns.len(), (columns.len(), 1));
-                    kernel.pack_columns(&lines, 0, 0..steps.len(), out);
+                    transposed(kernel, *w, panel, steps.clone(), &mut scratch.rows, out);
                 }
             }
             Made::AsIs(w) => {

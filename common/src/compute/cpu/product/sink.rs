@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use super::super::element::Element;
 use super::COLUMNS;
 use super::kernel::{Ahead, Kernel, RowPanel};
+use super::right::Place;
 
 /// Takes the tiles of C, each from one thread, once.
 pub trait Sink<K: Kernel>: Sync {
@@ -127,21 +128,39 @@ impl<'a, E: Element> ToActivation<'a, E> {
 impl<E: Element, K: Kernel> Sink<K> for ToActivation<'_, E> {
     type State = ();
 
-    /// A row of two bf16 tiles is two lines.
     fn ahead(&self, row: usize, column: usize) -> Option<(*const u8, usize)> {
-        let (first, ..) = self.0.part(row * K::ROWS, K::ROWS, column * COLUMNS);
-        column.is_multiple_of(2).then_some((first.cast(), size_of::<E>() * self.0.stride))
+        self.0.ahead::<K>(row, column)
     }
 
     fn store(&self, kernel: K, (): &mut (), row: usize, column: usize, tile: &mut [f32]) {
-        let (first, rows, columns) = self.0.part(row * K::ROWS, K::ROWS, column * COLUMNS);
-        // SAFETY: a sink is given each tile once, by one thread; its elements of C exist.
-        unsafe { kernel.put_tile(tile, first, self.0.stride, rows, columns) }
+        // SAFETY: a sink is given each tile once, by one thread.
+        unsafe { self.0.put(kernel, row, column, tile) };
+    }
+}
+
+/// Activations side by side, as the weights of a [`super::SideBySide`].
+pub struct ToActivations<'a, E> {
+    pub to: Vec<Shared<'a, E>>,
+    pub places: &'a [Place],
+}
+
+impl<E: Element, K: Kernel> Sink<K> for ToActivations<'_, E> {
+    type State = ();
+
+    fn ahead(&self, row: usize, column: usize) -> Option<(*const u8, usize)> {
+        let place = self.places[column];
+        self.to[place.of].ahead::<K>(row, place.panel)
+    }
+
+    fn store(&self, kernel: K, (): &mut (), row: usize, column: usize, tile: &mut [f32]) {
+        let place = self.places[column];
+        // SAFETY: a sink is given each tile once, by one thread.
+        unsafe { self.to[place.of].put(kernel, row, place.panel, tile) };
     }
 }
 
 /// A matrix whose tiles several threads write.
-struct Shared<'a, T> {
+pub struct Shared<'a, T> {
     first: *mut T,
     m: usize,
     n: usize,
@@ -155,15 +174,40 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 unsafe impl<T: Send> Send for Shared<'_, T> {}
 
 impl<'a, T> Shared<'a, T> {
-    fn new(c: &'a mut [T], m: usize, n: usize, stride: usize) -> Shared<'a, T> {
+    pub fn new(c: &'a mut [T], m: usize, n: usize, stride: usize) -> Shared<'a, T> {
         assert!(m == 0 || (n <= stride && (m - 1) * stride + n <= c.len()), "product: C is larger than its slice");
         Shared { first: c.as_mut_ptr(), m, n, stride, borrowed: PhantomData }
     }
 
-    /// From (row, column) on: the element, and how many rows and columns of a tile exist.
+    /// Of a tile from (row, column) on: its first element, and how many of its rows and columns exist.
     #[inline(always)]
     fn part(&self, row: usize, rows: usize, column: usize) -> (*mut T, usize, usize) {
         let first = self.first.wrapping_add(row * self.stride + column);
         (first, rows.min(self.m.saturating_sub(row)), COLUMNS.min(self.n.saturating_sub(column)))
+    }
+}
+
+impl<E: Element> Shared<'_, E> {
+    /// The tile of panels (row, column): its first element, elements from a row to the next, and how many of its rows and
+    /// columns exist.
+    pub fn tile<K: Kernel>(&self, row: usize, column: usize) -> (*mut E, usize, usize, usize) {
+        let (first, rows, columns) = self.part(row * K::ROWS, K::ROWS, column * COLUMNS);
+        (first, self.stride, rows, columns)
+    }
+
+    /// Rounds a tile to where it goes.
+    ///
+    /// # Safety
+    /// Nobody else touches it meanwhile.
+    pub unsafe fn put<K: Kernel>(&self, kernel: K, row: usize, column: usize, tile: &[f32]) {
+        let (first, stride, rows, columns) = self.tile::<K>(row, column);
+        // SAFETY: these elements exist; else as the caller promises.
+        unsafe { kernel.put_tile(tile, first, stride, rows, columns) }
+    }
+
+    /// As [`Sink::ahead`]: a row of two bf16 tiles is two lines.
+    pub fn ahead<K: Kernel>(&self, row: usize, column: usize) -> Option<(*const u8, usize)> {
+        let (first, stride, ..) = self.tile::<K>(row, column);
+        column.is_multiple_of(2).then_some((first.cast(), size_of::<E>() * stride))
     }
 }
