@@ -9,6 +9,7 @@ use common::format::safetensors::TensorFile;
 use common::stage::checkpoint::Checkpoint;
 use common::stage::float::SupportFiles;
 use common::stage::folded::Format;
+use common::stage::folded::digest::Digests;
 use common::stage::folded::verify::verify;
 use common::stage::folded::write::Target;
 use serde_json::{Value, json};
@@ -135,7 +136,7 @@ impl ReadBack {
             format: self.format,
             embedding: None,
         };
-        verify(folded, &target, || {})
+        verify(folded, &target, &Digests::new(), || {})
     }
 }
 

@@ -15,15 +15,14 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::quantized::{self, Lookup};
+use super::quantized::{self, Lookup, Stored};
 use super::safetensors::Spec;
 use super::tensor::Dtype;
 use crate::error::{Error, Result};
 use crate::quant::lanes::simd;
-use crate::quant::{Integers, LinearGrid, Scheme};
+use crate::quant::{LinearGrid, Scheme};
 
 /// Nibble j of a word holds the row ORDER[j] of its eight.
 const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
@@ -98,22 +97,23 @@ const COLUMNS: usize = 64;
 const WORDS: usize = 16;
 const ROWS: usize = 8 * WORDS;
 
-/// `qweight` of codes [N, K], for which [`unfit`] has nothing to say.
-pub fn encode_codes(codes: &[u8], n: usize, k: usize, _: Scheme) -> Vec<u8> {
-    assert_eq!((codes.len(), n % 8), (n * k, 0));
-    let mut out = vec![0; n * k / 2];
-    out.par_chunks_mut(COLUMNS * n / 2).enumerate().for_each(|(block, out)| {
-        simd(
-            #[inline(always)]
-            || pack_columns(codes, block * COLUMNS, n, k, out),
-        )
-    });
-    out
+/// `qweight` of some rows of `k` codes, of a linear for which [`unfit`] has nothing to say: `out` are their parts of each
+/// row of it.
+pub fn encode_codes(codes: &[u8], k: usize, out: &mut [&mut [u8]]) {
+    assert_eq!((out.len(), codes.len() % (8 * k)), (k, 0));
+    simd(
+        #[inline(always)]
+        || {
+            for (block, out) in out.chunks_mut(COLUMNS).enumerate() {
+                pack_columns(codes, block * COLUMNS, k, out);
+            }
+        },
+    );
 }
 
-/// The words of up to [`COLUMNS`] columns from `first` on: `out` [columns, N/8].
+/// The words of up to [`COLUMNS`] columns from `first` on: `out` [columns], of all rows.
 #[inline(always)]
-fn pack_columns(codes: &[u8], first: usize, n: usize, k: usize, out: &mut [u8]) {
+fn pack_columns(codes: &[u8], first: usize, k: usize, out: &mut [&mut [u8]]) {
     let columns = COLUMNS.min(k - first);
     let mut block = [[0u8; COLUMNS]; ROWS];
     let mut packed = [[0u32; COLUMNS]; WORDS];
@@ -132,7 +132,7 @@ fn pack_columns(codes: &[u8], first: usize, n: usize, k: usize, out: &mut [u8]) 
             }
             *packed = words;
         }
-        for (c, out) in out.chunks_exact_mut(n / 2).enumerate() {
+        for (c, out) in out.iter_mut().enumerate() {
             let out = &mut out[4 * WORDS * tile..][..4 * words];
             for (out, packed) in out.chunks_exact_mut(4).zip(&packed) {
                 out.copy_from_slice(&packed[c].to_le_bytes());
@@ -161,8 +161,8 @@ pub fn is_symmetric(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Schem
     Ok(zero.iter().all(|z| *z == 8))
 }
 
-/// The integers of one linear.
-pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Integers> {
+/// One linear.
+pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Stored> {
     let zero = read_zeros(at, linear, n, k, scheme)?;
     let groups = scheme.groups(k);
     let unsigned = |row: usize, group: usize| zero[group * n + row];
@@ -178,9 +178,12 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
     let scale = (0..n * groups).map(|i| transposed[i % groups * n + i / groups]).collect();
     let signed = |i: usize| f32::from(unsigned(i / groups, i % groups)) - 8.0;
     let zero = scheme.asymmetric.then(|| (0..n * groups).map(signed).collect());
-    let mut codes = at.room(n * k);
-    read_codes(qweight.bytes(), n, k, &mut codes);
-    Ok(Integers { codes, grid: LinearGrid { scale, zero } })
+    let rows = move |qweight: &[u8], first: usize, codes: &mut [u8]| {
+        read_rows(&qweight[first / 2..], n, k, codes);
+        Ok(None)
+    };
+    let grid = Some(LinearGrid { scale, zero });
+    Ok(Stored { n, k, packed: qweight, grid, together: ROWS, read: Box::new(rows) })
 }
 
 /// Unsigned zero points [G, N].
@@ -208,18 +211,16 @@ fn nibble(bytes: &[u8], i: usize) -> u8 {
     bytes[i / 8 * 4 + place / 2] >> (place % 2 * 4) & 15
 }
 
-fn read_codes(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
-    codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
-        let from = &qweight[tile * ROWS / 2..];
-        simd(
-            #[inline(always)]
-            || {
-                for first in (0..k).step_by(READ_COLUMNS) {
-                    unpack_columns(&from[first * n / 2..], n, k, first, codes);
-                }
-            },
-        )
-    });
+/// Up to [`ROWS`] rows: `qweight` begins with the first word of them.
+fn read_rows(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
+    simd(
+        #[inline(always)]
+        || {
+            for first in (0..k).step_by(READ_COLUMNS) {
+                unpack_columns(&qweight[first * n / 2..], n, k, first, codes);
+            }
+        },
+    )
 }
 
 /// Up to [`READ_COLUMNS`] columns from `first` on, of up to [`ROWS`] rows: `words` begins with the first of them.

@@ -14,15 +14,14 @@
 use std::fmt;
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::quantized::{self, Lookup};
+use super::quantized::{self, Lookup, Stored};
 use super::safetensors::Spec;
 use super::tensor::Dtype;
 use crate::error::{Error, Result};
 use crate::quant::lanes::simd;
-use crate::quant::{Integers, LinearGrid, Scheme, pack};
+use crate::quant::{LinearGrid, Scheme, pack};
 
 /// What `qzeros` holds, by the name that `checkpoint_format` gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,23 +144,23 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme) -> Vec<Spec> {
 const COLUMNS: usize = 128;
 const ROWS: usize = 16;
 
-/// `qweight` of codes [N, K], for which [`unfit`] has nothing to say.
-pub fn encode_codes(codes: &[u8], n: usize, k: usize, scheme: Scheme) -> Vec<u8> {
-    assert_eq!(codes.len(), n * k);
-    let mut out = vec![0; 4 * pack::words(k, scheme.bits) * n];
-    let task = 4 * pack::words(COLUMNS, scheme.bits) * n;
-    out.par_chunks_mut(task).enumerate().for_each(|(block, out)| {
-        simd(
-            #[inline(always)]
-            || pack_columns(codes, block * COLUMNS, n, k, scheme.bits, out),
-        )
-    });
-    out
+/// `qweight` of some rows of `k` codes, of a linear for which [`unfit`] has nothing to say: `out` are their parts of each
+/// row of it.
+pub fn encode_codes(codes: &[u8], k: usize, scheme: Scheme, out: &mut [&mut [u8]]) {
+    assert_eq!(out.len(), pack::words(k, scheme.bits));
+    simd(
+        #[inline(always)]
+        || {
+            for (block, out) in out.chunks_mut(pack::words(COLUMNS, scheme.bits)).enumerate() {
+                pack_columns(codes, block * COLUMNS, k, scheme.bits, out);
+            }
+        },
+    );
 }
 
-/// The words of up to [`COLUMNS`] columns from `first` on: `out` [words, N].
+/// The words of up to [`COLUMNS`] columns from `first` on: `out` [words], of all rows.
 #[inline(always)]
-fn pack_columns(codes: &[u8], first: usize, n: usize, k: usize, bits: u32, out: &mut [u8]) {
+fn pack_columns(codes: &[u8], first: usize, k: usize, bits: u32, out: &mut [&mut [u8]]) {
     let columns = COLUMNS.min(k - first);
     let words = pack::words(columns, bits);
     let mut block = [0; ROWS * COLUMNS];
@@ -175,7 +174,7 @@ fn pack_columns(codes: &[u8], first: usize, n: usize, k: usize, bits: u32, out: 
         // The columns are whole words, so that rows do not run into each other.
         let packed = &mut packed[..rows * words];
         pack::pack_bytes(&block[..rows * columns], bits, packed.as_flattened_mut());
-        for (word, out) in out.chunks_exact_mut(4 * n).enumerate() {
+        for (word, out) in out.iter_mut().enumerate() {
             let out = &mut out[4 * ROWS * tile..][..4 * rows];
             for (row, out) in out.chunks_exact_mut(4).enumerate() {
                 out.copy_from_slice(&packed[row * words + word]);
@@ -216,8 +215,8 @@ pub fn encode_rest(
     }
 }
 
-/// The integers of one linear.
-pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, version: Version) -> Result<Integers> {
+/// One linear.
+pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, version: Version) -> Result<Stored> {
     if let Some(why) = unfit(n, k, scheme) {
         return Err(at.bad(format!("{linear}: {why}"), "a linear that GPTQ can hold"));
     }
@@ -228,14 +227,18 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, versi
     let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
     at.no_bias(linear)?;
     let scale = (0..n * groups).map(|i| transposed[i % groups * n + i / groups]).collect();
-    let mut codes = at.room(n * k);
-    match bits {
-        2 => read_codes::<2>(qweight.bytes(), n, k, &mut codes),
-        3 => read_codes::<3>(qweight.bytes(), n, k, &mut codes),
-        4 => read_codes::<4>(qweight.bytes(), n, k, &mut codes),
-        _ => read_codes::<8>(qweight.bytes(), n, k, &mut codes),
-    }
-    Ok(Integers { codes, grid: LinearGrid { scale, zero } })
+    let read = match bits {
+        2 => read_rows::<2>,
+        3 => read_rows::<3>,
+        4 => read_rows::<4>,
+        _ => read_rows::<8>,
+    };
+    let rows = move |qweight: &[u8], first: usize, codes: &mut [u8]| {
+        read(&qweight[4 * first..], n, k, codes);
+        Ok(None)
+    };
+    let grid = Some(LinearGrid { scale, zero });
+    Ok(Stored { n, k, packed: qweight, grid, together: ROWS, read: Box::new(rows) })
 }
 
 fn check_g_idx(at: &Lookup, linear: &str, k: usize, scheme: Scheme) -> Result<()> {
@@ -291,18 +294,16 @@ fn read_zeros(
     Ok(scheme.asymmetric.then_some(zero))
 }
 
-fn read_codes<const BITS: usize>(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
-    codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
-        simd(
-            #[inline(always)]
-            || {
-                for first in (0..k).step_by(COLUMNS) {
-                    let from = first * BITS / 32 * n + tile * ROWS;
-                    read_columns::<BITS>(&qweight[4 * from..], n, k, first, codes);
-                }
-            },
-        )
-    });
+/// Up to [`ROWS`] rows: `qweight` begins with the first word of them.
+fn read_rows<const BITS: usize>(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
+    simd(
+        #[inline(always)]
+        || {
+            for first in (0..k).step_by(COLUMNS) {
+                read_columns::<BITS>(&qweight[4 * (first * BITS / 32) * n..], n, k, first, codes);
+            }
+        },
+    )
 }
 
 /// Up to [`COLUMNS`] columns from `first` on, of up to [`ROWS`] rows: `qweight` begins with the first word of them.

@@ -1,12 +1,14 @@
 //! What the formats of quantized linears have in common: where a reader finds the tensors of a model that may lie in
-//! several files, what it checks of them, and what a writer refuses of a grid. No packing of bits.
+//! several files, what it checks of them, how it hands out integers, and what a writer refuses of a grid. No packing of
+//! bits.
 
-use std::cell::Cell;
 use std::path::Path;
+
+use rayon::prelude::*;
 
 use super::tensor::{Dtype, Tensor, encode_f32, is_float};
 use crate::error::{Error, Result};
-use crate::quant::{LinearGrid, Scheme};
+use crate::quant::{Integers, LinearGrid, Scheme};
 
 /// Larger widths are no linear of any model, and their products could overflow.
 const WIDEST: usize = 1 << 28;
@@ -15,27 +17,11 @@ const WIDEST: usize = 1 << 28;
 pub struct Lookup<'a> {
     pub path: &'a Path,
     pub find: &'a dyn Fn(&str) -> Option<Tensor>,
-    /// Memory for codes, if there is some from before.
-    pub room: Cell<Vec<u8>>,
-}
-
-/// Memory for `len` codes, which hold anything. To touch new memory costs as much as to read codes into it, so whoever
-/// reads one linear after another hands on what it has.
-pub fn room_for(mut room: Vec<u8>, len: usize) -> Vec<u8> {
-    if room.capacity() < len {
-        return vec![0; len];
-    }
-    room.resize(len, 0);
-    room
 }
 
 impl Lookup<'_> {
     pub fn get(&self, name: &str) -> Option<Tensor> {
         (self.find)(name)
-    }
-
-    pub fn room(&self, len: usize) -> Vec<u8> {
-        room_for(self.room.take(), len)
     }
 
     /// An error about the file, with the one cure that is left to a reader.
@@ -83,6 +69,70 @@ impl Lookup<'_> {
             )),
             _ => Ok(()),
         }
+    }
+}
+
+/// Fills whole rows of codes from a row on, out of the bytes that hold them. Where these hold the grid as well, gives that
+/// of the rows.
+pub type ReadRows = Box<dyn Fn(&[u8], usize, &mut [u8]) -> Result<Option<LinearGrid>> + Send + Sync>;
+
+/// A linear [n, k] as a reader found it: checked, its integers still packed.
+pub struct Stored {
+    pub n: usize,
+    pub k: usize,
+    /// What the integers are packed in.
+    pub packed: Tensor,
+    /// None where it lies among the integers.
+    pub grid: Option<LinearGrid>,
+    /// Rows that are read at a time, so that they take whole cache lines of the file.
+    pub together: usize,
+    pub read: ReadRows,
+}
+
+impl Stored {
+    /// Hands out the codes, W_Z − qmin, some whole rows from a row on at a time, in parallel: they need not leave the cache.
+    /// What `each` makes of them comes back in the order of the rows. The pages of the file are let go of.
+    pub fn visit<T: Send>(&self, each: impl Fn(usize, &[u8]) -> T + Sync) -> Result<(LinearGrid, Vec<T>)> {
+        let (n, k, bytes) = (self.n, self.k, self.packed.bytes());
+        let blocks = (0..n.div_ceil(self.together)).into_par_iter();
+        let visited = blocks.map_init(Vec::new, |codes, block| {
+            let first = block * self.together;
+            codes.resize(self.together.min(n - first) * k, 0);
+            let grid = (self.read)(bytes, first, codes)?;
+            Ok((grid, each(first, codes)))
+        });
+        let visited: Vec<Result<_>> = visited.collect();
+        self.packed.forget();
+        // In order, so that of several errors the first is told.
+        let (grids, made): (Vec<_>, Vec<T>) = visited.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        Ok((self.joined(grids), made))
+    }
+
+    /// All integers. The pages of the file are let go of.
+    pub fn integers(&self) -> Result<Integers> {
+        let mut codes = vec![0; self.n * self.k];
+        let bytes = self.packed.bytes();
+        let blocks = codes.par_chunks_mut(self.together * self.k).enumerate();
+        let grids: Vec<Result<_>> =
+            blocks.map(|(block, codes)| (self.read)(bytes, block * self.together, codes)).collect();
+        self.packed.forget();
+        let grid = self.joined(grids.into_iter().collect::<Result<_>>()?);
+        Ok(Integers { codes, grid })
+    }
+
+    /// The grid of the linear, which was known, or is joined from those of its rows.
+    fn joined(&self, of_rows: Vec<Option<LinearGrid>>) -> LinearGrid {
+        if let Some(grid) = &self.grid {
+            return grid.clone();
+        }
+        let (mut scale, mut zero) = (Vec::new(), None);
+        for grid in of_rows.into_iter().flatten() {
+            scale.extend(grid.scale);
+            if let Some(rows) = grid.zero {
+                zero.get_or_insert_with(Vec::new).extend(rows);
+            }
+        }
+        LinearGrid { scale, zero }
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use super::digest::{self, Digests};
 use super::write::{ROWS, Target};
 use crate::data::tokenizer;
 use crate::error::{Error, Result};
@@ -16,7 +17,7 @@ use crate::format::gguf::llama_export::{ROPE_FACTORS, gguf_name, metadata, permu
 use crate::format::gguf::writer::{GgufWriter, TensorSpec};
 use crate::format::tensor::Dtype;
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{HostLowRank, Rounding};
+use crate::model::weights::HostLowRank;
 use crate::quant::{Integers, LinearGrid, Scheme};
 use crate::stage::ahead::{Made, ahead};
 
@@ -93,7 +94,7 @@ pub(super) fn check(target: &Target) -> Result<()> {
     target.linears().iter().try_for_each(|linear| representable(target, linear, &target.low_rank(linear)?.grid()))
 }
 
-pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<FileDigest> {
+pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<(FileDigest, Digests)> {
     let parts = parts(target)?;
     let specs = parts.iter().map(|(spec, _)| spec.clone()).collect();
     let mut writer = GgufWriter::create(OutputFile::create(path)?, entries(target, &parts)?, specs)?;
@@ -105,8 +106,9 @@ pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Se
         each(spec.bytes() as u64);
         Ok(())
     };
-    ahead(&parts, |(spec, part), made| make(target, spec, part, made), write)?;
-    writer.finish()
+    let mut digests = Digests::new();
+    ahead(&parts, |(spec, part), made| make(target, spec, part, made, &mut digests), write)?;
+    Ok((writer.finish()?, digests))
 }
 
 fn entries(target: &Target, parts: &[(TensorSpec, Part)]) -> Result<Vec<(String, Entry)>> {
@@ -121,7 +123,7 @@ fn entries(target: &Target, parts: &[(TensorSpec, Part)]) -> Result<Vec<(String,
     Ok(entries)
 }
 
-fn make(target: &Target, spec: &TensorSpec, part: &Part, made: &mut Made) -> Result<()> {
+fn make(target: &Target, spec: &TensorSpec, part: &Part, made: &mut Made, digests: &mut Digests) -> Result<()> {
     match part {
         Part::Float { name, shape } => made.store(target.source.float(name, shape)?),
         Part::RopeFactors(factors) => made.put(&encode_float(GgmlType::F32, factors)),
@@ -129,34 +131,45 @@ fn make(target: &Target, spec: &TensorSpec, part: &Part, made: &mut Made) -> Res
             let w = target.low_rank(linear)?;
             let grid = w.grid();
             representable(target, linear, &grid)?;
-            blocks(target, spec.ty, linear, &w, &grid, made.room(spec.bytes()));
+            let digest = blocks(target, spec.ty, linear, &w, &grid, made.room(spec.bytes()));
+            digests.insert(linear.name.clone(), digest);
             w.phi.forget();
         }
     }
     Ok(())
 }
 
-/// The blocks of ggml of a linear to `out`, some rows at a time, so that the integers never leave the cache.
-fn blocks(target: &Target, ty: GgmlType, linear: &LinearName, w: &HostLowRank, grid: &LinearGrid, out: &mut [u8]) {
+/// The blocks of ggml of a linear to `out`, some rows at a time. The digest of the integers.
+fn blocks(
+    target: &Target,
+    ty: GgmlType,
+    linear: &LinearName,
+    w: &HostLowRank,
+    grid: &LinearGrid,
+    out: &mut [u8],
+) -> u128 {
     let (n, k, scheme) = (linear.n, linear.k, target.scheme);
     let (groups, head) = (scheme.groups(k), rotated(target, linear));
     // Whole heads, since their rows change places.
     let rows = head.map_or(ROWS, |head| ROWS.next_multiple_of(head));
-    let rounding = Rounding::new(w, k);
+    let rounding = w.rounding(k);
     let each = out.par_chunks_mut(rows * (out.len() / n)).enumerate();
-    each.for_each_init(Vec::new, |codes: &mut Vec<u8>, (block, out)| {
+    let digests = each.map_init(Vec::new, |codes: &mut Vec<u8>, (block, out)| {
         let (first, rows) = (block * rows, rows.min(n - block * rows));
         codes.resize(rows * k, 0);
         rounding.rows(first, codes);
+        let digest = digest::of_rows(codes, k);
         let part = |values: &Vec<f32>| values[first * groups..(first + rows) * groups].to_vec();
         let grid = LinearGrid { scale: part(&grid.scale), zero: grid.zero.as_ref().map(part) };
         let mut integers = Integers { codes: std::mem::take(codes), grid };
         if let Some(head) = head {
             integers = permute_rows(&integers, rows / head, rows);
         }
-        out.copy_from_slice(&encode(ty, scheme, rows, k, &integers));
+        encode(ty, scheme, k, &integers, out);
         *codes = integers.codes;
+        digest
     });
+    digest::of_linear(digests.collect())
 }
 
 /// Blocks hold scales as f16.
