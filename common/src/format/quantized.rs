@@ -50,10 +50,13 @@ impl Lookup<'_> {
             return Err(self.bad(found, format!("F16, BF16 or F32 {shape:?}")));
         }
         let scale = t.to_f32();
-        match scale.iter().find(|s| !s.is_finite() || **s <= 0.0) {
-            Some(bad) => Err(self.bad(format!("{name} holds {bad}"), "finite positive scales")),
-            None => Ok(scale),
+        let bad = |s: &f32| !s.is_finite() || *s <= 0.0;
+        // A look at all of them is vectorized, a search is not.
+        if !scale.iter().fold(false, |any, s| any | bad(s)) {
+            return Ok(scale);
         }
+        let found = scale.iter().copied().find(bad).unwrap_or(f32::NAN);
+        Err(self.bad(format!("{name} holds {found}"), "finite positive scales"))
     }
 
     /// Some writers give every linear a bias of zeros; one that is not zero would be lost here.

@@ -136,9 +136,17 @@ pub fn decode_f32(bytes: &[u8], dtype: Dtype, out: &mut [f32]) {
 
 pub fn encode_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
     match dtype {
-        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Dtype::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-        Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        Dtype::F32 => encode_each(values, f32::to_le_bytes),
+        Dtype::BF16 => encode_each(values, |v| bf16::from_f32(v).to_le_bytes()),
+        Dtype::F16 => encode_each(values, |v| f16::from_f32(v).to_le_bytes()),
         other => panic!("{other:?} is not a floating-point type of this project"),
     }
+}
+
+fn encode_each<const BYTES: usize>(values: &[f32], encode: impl Fn(f32) -> [u8; BYTES]) -> Vec<u8> {
+    let mut out = vec![0; values.len() * BYTES];
+    for (out, value) in out.as_chunks_mut().0.iter_mut().zip(values) {
+        *out = encode(*value);
+    }
+    out
 }

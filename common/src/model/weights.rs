@@ -18,6 +18,15 @@ pub trait Source: Sync {
     /// A tensor that stays floating point ([`names::floats`]).
     fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
     fn linear(&self, linear: &LinearName) -> Result<HostLinear>;
+
+    /// The grid of the forward pass of a quantized linear. Where it can be read without the rest, it is.
+    fn grid(&self, linear: &LinearName) -> Result<LinearGrid> {
+        Ok(match self.linear(linear)? {
+            HostLinear::LowRank(w) => w.grid(),
+            HostLinear::Codes(Codes { scale, zero, .. }) => LinearGrid { scale, zero },
+            HostLinear::Float(_) => unreachable!("a weight in floating point has no grid"),
+        })
+    }
 }
 
 /// A linear's weight as an artefact holds it.
@@ -53,7 +62,7 @@ pub struct HostLowRank {
 impl HostLowRank {
     /// The grid of the forward pass.
     pub fn grid(&self) -> LinearGrid {
-        LinearGrid { scale: self.scale.iter().map(|s| grid::forward_scale(*s)).collect(), zero: self.zero.clone() }
+        forward_grid(LinearGrid { scale: self.scale.clone(), zero: self.zero.clone() })
     }
 
     /// What makes the integers of a linear of `k` inputs.
@@ -77,6 +86,14 @@ impl HostLowRank {
         let codes = pack_codes(self.scheme, n, k, |first, codes| rounding.rows(first, codes));
         Codes { scheme: self.scheme, codes, scale, zero }
     }
+}
+
+/// The grid of the forward pass, of one with the masters.
+pub fn forward_grid(mut masters: LinearGrid) -> LinearGrid {
+    for s in &mut masters.scale {
+        *s = grid::forward_scale(*s);
+    }
+    masters
 }
 
 impl Codes {

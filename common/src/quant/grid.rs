@@ -110,10 +110,17 @@ impl Panels {
         }
     }
 
-    /// C of [`Panels::add`], of the same operations in the same order, for N rows: in registers that are named, since
-    /// compilers do not find them for more rows, nor the best use of them for as many. `a` is [r, N].
+    /// C of [`Panels::add`], of the same operations in the same order, for N rows and panel `p`, to the columns of `c` from
+    /// `at` on: in registers that are named, since compilers do not find as many, nor the best use of fewer. `a` [r, N].
     #[inline(always)]
-    pub fn sums<S: Simd, const N: usize>(&self, simd: S, p: usize, a: &[[f32; N]], c: &mut [[f32; COLUMNS]; N]) {
+    pub fn sums<S: Simd, const N: usize, const WIDTH: usize>(
+        &self,
+        simd: S,
+        p: usize,
+        a: &[[f32; N]],
+        c: &mut [[f32; WIDTH]; N],
+        at: usize,
+    ) {
         const VECTORS: usize = 2;
         let width = VECTORS * S::F32_LANES;
         let panel = &self.rows[p * self.rank..(p + 1) * self.rank];
@@ -129,7 +136,7 @@ impl Panels {
                 }
             }
             for (c, sums) in c.iter_mut().zip(&sums) {
-                S::as_mut_simd_f32s(&mut c[from..from + width]).0.copy_from_slice(sums);
+                S::as_mut_simd_f32s(&mut c[at + from..at + from + width]).0.copy_from_slice(sums);
             }
         }
     }

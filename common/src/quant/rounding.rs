@@ -8,9 +8,8 @@ use super::lanes::ARCH;
 
 /// Rows that share a strip of B. As many Φ0 are read as streams.
 const TOGETHER: usize = 16;
-/// Panels of a strip: its B stays in the nearest cache but one, the sums of these rows in the nearest.
-const PANELS: usize = 8;
-const STRIP: usize = PANELS * COLUMNS;
+/// Columns of a strip: the sums of these rows in it, and a panel of B, stay in the nearest cache.
+const STRIP: usize = 4 * COLUMNS;
 
 /// Makes the integers of a linear, some rows at a time.
 pub struct Rounding<'a> {
@@ -45,27 +44,24 @@ impl WithSimd for Rows<'_> {
     }
 }
 
-/// A·B of some rows and the columns of a strip, panel by panel.
-type Sums = [[[f32; COLUMNS]; TOGETHER]; PANELS];
-
 impl Rows<'_> {
     #[inline(always)]
     fn make<S: Simd, const N: usize>(self, simd: S) {
         let Factors { k, rank, .. } = self.of.of;
         let mut a = vec![[0.0; N]; TOGETHER / N * rank];
-        let mut sums: Sums = [[[0.0; COLUMNS]; TOGETHER]; PANELS];
+        let mut sums = [[0.0; STRIP]; TOGETHER];
         for (i, codes) in self.codes.chunks_mut(TOGETHER * k).enumerate() {
             let (first, rows) = (self.first + i * TOGETHER, codes.len() / k);
             self.of.gather(first, rows, &mut a);
             for from in (0..k).step_by(STRIP) {
                 let width = STRIP.min(k - from);
-                for (p, sums) in sums.iter_mut().enumerate().take(width.div_ceil(COLUMNS)) {
+                for at in (0..width).step_by(COLUMNS) {
                     for (c, a) in sums.as_chunks_mut::<N>().0.iter_mut().zip(a.chunks_exact(rank)) {
-                        self.of.b.sums(simd, from / COLUMNS + p, a, c);
+                        self.of.b.sums(simd, (from + at) / COLUMNS, a, c, at);
                     }
                 }
-                for (row, codes) in codes.chunks_exact_mut(k).enumerate() {
-                    self.of.round(first + row, from, row, &sums, &mut codes[from..from + width]);
+                for ((row, codes), sums) in codes.chunks_exact_mut(k).enumerate().zip(&sums) {
+                    self.of.round(first + row, from, sums, &mut codes[from..from + width]);
                 }
             }
         }
@@ -84,20 +80,17 @@ impl Rounding<'_> {
         }
     }
 
-    /// Codes of row `n` and the columns from `from` on; its sums are row `at` of `sums`.
+    /// Codes of row `n` and the columns from `from` on, of their sums.
     #[inline(always)]
-    fn round(&self, n: usize, from: usize, at: usize, sums: &Sums, codes: &mut [u8]) {
+    fn round(&self, n: usize, from: usize, sums: &[f32; STRIP], codes: &mut [u8]) {
         let Factors { scheme, phi, stored, factor, k, .. } = self.of;
         let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
         // An even number of columns lies before, so that they are whole bytes.
         let bytes = stored.row_bytes(scheme, from)..stored.row_bytes(scheme, from + codes.len());
         let mut z = [0.0; STRIP];
-        let z = &mut z[..codes.len()];
-        stored.unpack_row(scheme, &phi[n * stored.row_bytes(scheme, k)..][bytes], z);
-        for ((codes, z), sums) in codes.chunks_mut(COLUMNS).zip(z.chunks(COLUMNS)).zip(sums) {
-            for ((code, z), c) in codes.iter_mut().zip(z).zip(&sums[at]) {
-                *code = grid::unsigned_code(factor.mul_add(*c, *z), qmin, qmax);
-            }
+        stored.unpack_row(scheme, &phi[n * stored.row_bytes(scheme, k)..][bytes], &mut z[..codes.len()]);
+        for ((code, z), c) in codes.iter_mut().zip(&z).zip(sums) {
+            *code = grid::unsigned_code(factor.mul_add(*c, *z), qmin, qmax);
         }
     }
 }

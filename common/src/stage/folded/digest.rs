@@ -16,8 +16,7 @@ pub fn of_rows(codes: &[u8], k: usize) -> Vec<u128> {
 
 /// That of a linear, from those of all its rows in order, which come in blocks of any size.
 pub fn of_linear(rows: Vec<Vec<u128>>) -> u128 {
-    let bytes: Vec<u8> = rows.into_iter().flatten().flat_map(u128::to_le_bytes).collect();
-    XxHash3_128::oneshot(&bytes)
+    XxHash3_128::oneshot(bytemuck::cast_slice(&rows.concat()))
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ pub(super) fn bytes(target: &Target) -> Result<u64> {
 /// Refuses values, metadata and tokenizers that a GGUF cannot say.
 pub(super) fn check(target: &Target) -> Result<()> {
     entries(target, &parts(target)?)?;
-    target.linears().iter().try_for_each(|linear| representable(target, linear, &target.low_rank(linear)?.grid()))
+    target.linears().iter().try_for_each(|linear| representable(target, linear, &target.source.grid(linear)?))
 }
 
 pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<(FileDigest, Digests)> {

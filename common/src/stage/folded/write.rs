@@ -82,7 +82,7 @@ impl Target<'_> {
             return gguf::check(self);
         }
         for linear in &self.linears() {
-            let grid = self.low_rank(linear)?.grid();
+            let grid = self.source.grid(linear)?;
             for spec in self.linear_specs(linear) {
                 let suffix = spec.name.rsplit('.').next().unwrap_or_default();
                 if Some(suffix) != self.format.codes_suffix() {
@@ -162,8 +162,9 @@ impl Target<'_> {
     }
 
     /// The codes of a linear as they are stored, to `out`: some rows at a time are rounded and packed. Their digest.
-    fn encode_codes(&self, linear: &LinearName, w: &HostLowRank, out: &mut [u8]) -> u128 {
+    fn encode_codes(&self, linear: &LinearName, out: &mut [u8]) -> Result<u128> {
         let (n, k, scheme) = (linear.n, linear.k, self.scheme);
+        let w = self.low_rank(linear)?;
         let rounding = w.rounding(k);
         // Where the format stores a linear transposed, rows of W are a part of each of its rows.
         let (stored_rows, rows) = match self.format {
@@ -188,7 +189,7 @@ impl Target<'_> {
         });
         let digest = digest::of_linear(digests.collect());
         w.phi.forget();
-        digest
+        Ok(digest)
     }
 
     fn encode_rest(&self, suffix: &str, linear: &LinearName, grid: &LinearGrid) -> Result<Vec<u8>> {
@@ -274,15 +275,13 @@ fn safetensors(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -
 struct Encoder<'a> {
     target: &'a Target<'a>,
     linears: BTreeMap<String, LinearName>,
-    /// The linear that the tensor before belongs to: its tensors follow each other.
-    last: Option<(String, HostLowRank)>,
     digests: Digests,
 }
 
 impl<'a> Encoder<'a> {
     fn new(target: &'a Target<'a>) -> Encoder<'a> {
         let linears = target.linears().into_iter().map(|linear| (linear.name.clone(), linear)).collect();
-        Encoder { target, linears, last: None, digests: Digests::new() }
+        Encoder { target, linears, digests: Digests::new() }
     }
 
     fn encode(&mut self, spec: &Spec, made: &mut Made) -> Result<()> {
@@ -297,17 +296,12 @@ impl<'a> Encoder<'a> {
             made.put(&target.encode_rest(suffix, linear, &any)?);
             return Ok(());
         }
-        let w = match self.last.take() {
-            Some((name, w)) if name == stem => w,
-            _ => target.low_rank(linear)?,
-        };
         if Some(suffix) == target.format.codes_suffix() {
-            let digest = target.encode_codes(linear, &w, made.room(spec.bytes()));
+            let digest = target.encode_codes(linear, made.room(spec.bytes()))?;
             self.digests.insert(stem.to_string(), digest);
         } else {
-            made.put(&target.encode_rest(suffix, linear, &w.grid())?);
+            made.put(&target.encode_rest(suffix, linear, &target.source.grid(linear)?)?);
         }
-        self.last = Some((stem.to_string(), w));
         Ok(())
     }
 }
