@@ -95,7 +95,7 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme) -> Vec<Spec> {
 /// Columns of W that a task packs, and words that it makes of each at a time: a cache line, of eight rows a word.
 const COLUMNS: usize = 64;
 const WORDS: usize = 16;
-const ROWS: usize = 8 * WORDS;
+pub const ROWS: usize = 8 * WORDS;
 
 /// `qweight` of some rows of `k` codes, of a linear for which [`unfit`] has nothing to say: `out` are their parts of each
 /// row of it.
@@ -104,8 +104,9 @@ pub fn encode_codes(codes: &[u8], k: usize, out: &mut [&mut [u8]]) {
     simd(
         #[inline(always)]
         || {
-            for (block, out) in out.chunks_mut(COLUMNS).enumerate() {
-                pack_columns(codes, block * COLUMNS, k, out);
+            let mut block = [[0; COLUMNS]; ROWS];
+            for (i, out) in out.chunks_mut(COLUMNS).enumerate() {
+                pack_columns(codes, i * COLUMNS, k, &mut block, out);
             }
         },
     );
@@ -113,9 +114,8 @@ pub fn encode_codes(codes: &[u8], k: usize, out: &mut [&mut [u8]]) {
 
 /// The words of up to [`COLUMNS`] columns from `first` on: `out` [columns], of all rows.
 #[inline(always)]
-fn pack_columns(codes: &[u8], first: usize, k: usize, out: &mut [&mut [u8]]) {
+fn pack_columns(codes: &[u8], first: usize, k: usize, block: &mut [[u8; COLUMNS]; ROWS], out: &mut [&mut [u8]]) {
     let columns = COLUMNS.min(k - first);
-    let mut block = [[0u8; COLUMNS]; ROWS];
     let mut packed = [[0u32; COLUMNS]; WORDS];
     for (tile, codes) in codes.chunks(ROWS * k).enumerate() {
         // Gathered before they are packed, so that the cache misses of many rows overlap.
@@ -216,8 +216,10 @@ fn read_rows(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
     simd(
         #[inline(always)]
         || {
+            // What belongs to the same eight rows side by side, so that a row of W is one shift of all of it.
+            let mut eights = [[0; READ_COLUMNS]; WORDS];
             for first in (0..k).step_by(READ_COLUMNS) {
-                unpack_columns(&qweight[first * n / 2..], n, k, first, codes);
+                unpack_columns(&qweight[first * n / 2..], n, k, first, &mut eights, codes);
             }
         },
     )
@@ -225,10 +227,15 @@ fn read_rows(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
 
 /// Up to [`READ_COLUMNS`] columns from `first` on, of up to [`ROWS`] rows: `words` begins with the first of them.
 #[inline(always)]
-fn unpack_columns(words: &[u8], n: usize, k: usize, first: usize, codes: &mut [u8]) {
+fn unpack_columns(
+    words: &[u8],
+    n: usize,
+    k: usize,
+    first: usize,
+    eights: &mut [[u32; READ_COLUMNS]; WORDS],
+    codes: &mut [u8],
+) {
     let columns = READ_COLUMNS.min(k - first);
-    // What belongs to the same eight rows side by side, so that a row of W is one shift of all of it.
-    let mut eights = [[0u32; READ_COLUMNS]; WORDS];
     for (c, words) in words.chunks(n / 2).take(columns).enumerate() {
         for (eight, word) in eights.iter_mut().zip(words.chunks_exact(4)) {
             eight[c] = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);

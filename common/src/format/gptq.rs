@@ -140,9 +140,11 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme) -> Vec<Spec> {
     ]
 }
 
-/// Columns of W that a task packs, and rows that it takes at a time: their words fill a cache line.
+/// Columns and rows of W that are packed at a time: the words of the rows fill a cache line.
 const COLUMNS: usize = 128;
 const ROWS: usize = 16;
+/// Rows whose words are read or written before those of other columns: each row of words lies in other pages.
+pub const TOGETHER: usize = 128;
 
 /// `qweight` of some rows of `k` codes, of a linear for which [`unfit`] has nothing to say: `out` are their parts of each
 /// row of it.
@@ -238,7 +240,7 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, versi
         Ok(None)
     };
     let grid = Some(LinearGrid { scale, zero });
-    Ok(Stored { n, k, packed: qweight, grid, together: ROWS, read: Box::new(rows) })
+    Ok(Stored { n, k, packed: qweight, grid, together: TOGETHER, read: Box::new(rows) })
 }
 
 fn check_g_idx(at: &Lookup, linear: &str, k: usize, scheme: Scheme) -> Result<()> {
@@ -294,13 +296,16 @@ fn read_zeros(
     Ok(scheme.asymmetric.then_some(zero))
 }
 
-/// Up to [`ROWS`] rows: `qweight` begins with the first word of them.
+/// Some rows: `qweight` begins with the first word of them.
 fn read_rows<const BITS: usize>(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
     simd(
         #[inline(always)]
         || {
             for first in (0..k).step_by(COLUMNS) {
-                read_columns::<BITS>(&qweight[4 * (first * BITS / 32) * n..], n, k, first, codes);
+                let qweight = &qweight[4 * (first * BITS / 32) * n..];
+                for (tile, codes) in codes.chunks_mut(ROWS * k).enumerate() {
+                    read_columns::<BITS>(&qweight[4 * ROWS * tile..], n, k, first, codes);
+                }
             }
         },
     )

@@ -173,23 +173,27 @@ impl Linear {
 /// f16 d; byte j holds elements j (low nibble) and j + 16.
 #[inline(always)]
 fn q4_0(b: &[u8; 18], codes: &mut [u8; 32]) -> Result<Head, String> {
-    nibbles(&b[2..], codes);
+    nibbles(b.last_chunk(), codes);
     Ok(Head { d: [b[0], b[1]], m: [0; 2] })
 }
 
 /// f16 d, f16 m; then as Q4_0.
 #[inline(always)]
 fn q4_1(b: &[u8; 20], codes: &mut [u8; 32]) -> Result<Head, String> {
-    nibbles(&b[4..], codes);
+    nibbles(b.last_chunk(), codes);
     Ok(Head { d: [b[0], b[1]], m: [b[2], b[3]] })
 }
 
 #[inline(always)]
-fn nibbles(b: &[u8], codes: &mut [u8; 32]) {
-    let (low, high) = codes.split_at_mut(16);
-    for (b, (low, high)) in b.iter().zip(low.iter_mut().zip(high)) {
-        (*low, *high) = (b & 15, b >> 4);
+fn nibbles(b: Option<&[u8; 16]>, codes: &mut [u8; 32]) {
+    let Some(b) = b else { unreachable!("blocks are longer than their nibbles") };
+    // Beside the block, so that the compiler sees that nothing read is written.
+    let (mut low, mut high) = ([0; 16], [0; 16]);
+    for j in 0..16 {
+        (low[j], high[j]) = (b[j] & 15, b[j] >> 4);
     }
+    codes[..16].copy_from_slice(&low);
+    codes[16..].copy_from_slice(&high);
 }
 
 /// f16 d; i8 per element, here from 0 on.
@@ -230,9 +234,10 @@ fn q3_k(b: &[u8; 110], codes: &mut [u8; 256]) -> Result<Head, String> {
         }
     }
     pairs(&b[32..96], codes);
+    let thirds: [u8; 32] = *b.first_chunk().unwrap_or(&[0; 32]);
     for (i, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for (q, third) in codes.iter_mut().zip(&b[..32]) {
-            *q += (third >> i & 1) * 4;
+        for l in 0..32 {
+            codes[l] += (thirds[l] >> i & 1) * 4;
         }
     }
     Ok(Head { d: [b[108], b[109]], m: [0; 2] })
@@ -242,9 +247,10 @@ fn q3_k(b: &[u8; 110], codes: &mut [u8; 256]) -> Result<Head, String> {
 #[inline(always)]
 fn pairs(b: &[u8], codes: &mut [u8; 256]) {
     for (b, codes) in b.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<128>().0) {
+        let b = *b;
         for (r, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (q, b) in codes.iter_mut().zip(b) {
-                *q = b >> (2 * r) & 3;
+            for l in 0..32 {
+                codes[l] = b[l] >> (2 * r) & 3;
             }
         }
     }

@@ -23,8 +23,6 @@ use crate::stage::float::SupportFiles;
 
 /// Rows of a linear that are made at a time, so few that their integers stay in the cache.
 pub(super) const ROWS: usize = 32;
-/// As many as make a cache line of AWQ's words, each of eight rows.
-const AWQ_ROWS: usize = 128;
 
 /// Tensors that are the same whatever was trained.
 const OF_THE_SHAPE: [&str; 2] = ["weight_shape", "g_idx"];
@@ -169,8 +167,8 @@ impl Target<'_> {
         // Where the format stores a linear transposed, rows of W are a part of each of its rows.
         let (stored_rows, rows) = match self.format {
             Format::CompressedTensors | Format::IntQuantized => (1, ROWS),
-            Format::Gptq | Format::GptqV2 => (pack::words(k, scheme.bits), ROWS),
-            Format::Awq => (k, AWQ_ROWS),
+            Format::Gptq | Format::GptqV2 => (pack::words(k, scheme.bits), gptq::TOGETHER),
+            Format::Awq => (k, awq::ROWS),
             Format::Gguf => no_safetensors(),
         };
         let blocks = across(out, stored_rows, n, rows).into_par_iter().enumerate();
