@@ -2,11 +2,13 @@
 //! several files, what it checks of them, how it hands out integers, and what a writer refuses of a grid. No packing of
 //! bits.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::tensor::{Dtype, Tensor, encode_f32, is_float};
+use super::spare::Spare;
+use super::tensor::{Dtype, Tensor, decode_f32, encode_f32, is_float};
 use crate::error::{Error, Result};
 use crate::quant::{Integers, LinearGrid, Scheme};
 
@@ -95,14 +97,20 @@ pub struct Stored {
 impl Stored {
     /// Hands out the codes, W_Z − qmin, some whole rows from a row on at a time, in parallel: they need not leave the cache.
     /// What `each` makes of them comes back in the order of the rows. The pages of the file are let go of.
-    pub fn visit<T: Send>(&self, each: impl Fn(usize, &[u8]) -> T + Sync) -> Result<(LinearGrid, Vec<T>)> {
+    pub fn visit<T: Send>(
+        &self,
+        spare: &Spare<Vec<u8>>,
+        each: impl Fn(usize, &[u8]) -> T + Sync,
+    ) -> Result<(LinearGrid, Vec<T>)> {
         let (n, k, bytes) = (self.n, self.k, self.packed.bytes());
-        let blocks = (0..n.div_ceil(self.together)).into_par_iter();
-        let visited = blocks.map_init(Vec::new, |codes, block| {
+        let blocks = (0..n.div_ceil(self.together)).into_par_iter().with_max_len(1);
+        let visited = blocks.map(|block| {
             let first = block * self.together;
-            codes.resize(self.together.min(n - first) * k, 0);
-            let grid = (self.read)(bytes, first, codes)?;
-            Ok((grid, each(first, codes)))
+            spare.lend(|codes| {
+                codes.resize(self.together.min(n - first) * k, 0);
+                let grid = (self.read)(bytes, first, codes)?;
+                Ok((grid, each(first, codes)))
+            })
         });
         let visited: Vec<Result<_>> = visited.collect();
         self.packed.forget();
@@ -156,16 +164,20 @@ pub fn encode_scales(grid: &LinearGrid, n: usize, dtype: Dtype, transposed: bool
     if n == 0 || !grid.scale.len().is_multiple_of(n) {
         return Err(format!("{} scales for {n} rows", grid.scale.len()));
     }
-    let scale = if transposed { transpose(&grid.scale, n) } else { grid.scale.clone() };
+    let scale = if transposed { Cow::Owned(transpose(&grid.scale, n)) } else { Cow::Borrowed(&grid.scale[..]) };
     let bytes = encode_f32(&scale, dtype);
-    let back = Tensor::owned(bytes.clone(), dtype, vec![scale.len()]).to_f32();
-    if let Some(at) = scale.iter().zip(&back).position(|(s, b)| s != b || !s.is_finite() || *s <= 0.0) {
-        let groups = grid.scale.len() / n;
-        let (row, group) = if transposed { (at % n, at / n) } else { (at / groups, at % groups) };
-        let why = format!("not a positive number exact in {dtype:?}");
-        return Err(format!("the scale {:e} of row {row}, group {group} is {why}", scale[at]));
+    let mut back = vec![0.0; scale.len()];
+    decode_f32(&bytes, dtype, &mut back);
+    let bad = |(s, b): (&f32, &f32)| s != b || !s.is_finite() || *s <= 0.0;
+    // A look at all of them is vectorized, a search is not.
+    if !scale.iter().zip(&back).fold(false, |any, pair| any | bad(pair)) {
+        return Ok(bytes);
     }
-    Ok(bytes)
+    let at = scale.iter().zip(&back).position(bad).unwrap_or(0);
+    let groups = grid.scale.len() / n;
+    let (row, group) = if transposed { (at % n, at / n) } else { (at / groups, at % groups) };
+    let why = format!("not a positive number exact in {dtype:?}");
+    Err(format!("the scale {:e} of row {row}, group {group} is {why}", scale[at]))
 }
 
 /// Unsigned zero points z + 2^(b−1) [G, N]; those of a symmetric scheme are all 2^(b−1).
@@ -186,8 +198,18 @@ pub fn zero_codes(grid: &LinearGrid, n: usize, k: usize, scheme: Scheme) -> Resu
     zero.iter().enumerate().map(code).collect()
 }
 
-/// [N, G] to [G, N].
-fn transpose(values: &[f32], n: usize) -> Vec<f32> {
-    let groups = values.len() / n;
-    (0..groups * n).map(|at| values[at % n * groups + at / n]).collect()
+/// [rows, N] to [N, rows].
+pub fn transpose<T: Copy + Default>(values: &[T], rows: usize) -> Vec<T> {
+    let columns = values.len() / rows;
+    let mut out = vec![T::default(); values.len()];
+    // Some rows at a time, whose values share cache lines of the result.
+    for (block, some) in values.chunks(16 * columns).enumerate() {
+        for column in 0..columns {
+            let out = &mut out[column * rows + 16 * block..];
+            for (out, row) in out.iter_mut().zip(some.chunks_exact(columns)) {
+                *out = row[column];
+            }
+        }
+    }
+    out
 }

@@ -95,10 +95,10 @@ pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each:
     let make = |spec: &Spec, made: &mut Made| {
         let (linear, suffix) = place(spec);
         match (linear, suffix.as_str()) {
-            (Some(linear), "phi") => downcast(scales, linear, w, made.room(spec.bytes()))?,
-            (Some(_), "lora_a") => made.room(spec.bytes()).fill(0),
+            (Some(linear), "phi") => downcast(scales, linear, w, made.room(spec.bytes())?)?,
+            (Some(_), "lora_a") => made.room(spec.bytes())?.fill(0),
             (Some(linear), "lora_b") => {
-                made.put(bytemuck::cast_slice(&lowrank::init_b(w.rank, linear.k, w.seed, &spec.name)));
+                made.put(bytemuck::cast_slice(&lowrank::init_b(w.rank, linear.k, w.seed, &spec.name)).to_vec());
             }
             (Some(_), _) => {}
             (None, _) => {

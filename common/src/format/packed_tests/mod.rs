@@ -13,9 +13,10 @@ use crate::format::compressed_tensors::{int_quantized, pack_quantized};
 use crate::format::gptq::Version;
 use crate::format::quantized::Lookup;
 use crate::format::safetensors::{Spec, TensorFile};
+use crate::format::spare::Spare;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::format::{awq, gptq};
-use crate::quant::{Integers, LinearGrid, Scheme, pack};
+use crate::quant::{Integers, LinearGrid, Scheme};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
@@ -49,23 +50,29 @@ impl Kind {
         }
     }
 
+    fn codes(self) -> &'static str {
+        match self {
+            Kind::Pack => pack_quantized::CODES,
+            Kind::Int8 => int_quantized::CODES,
+            Kind::Gptq(_) => gptq::CODES,
+            Kind::Awq => awq::CODES,
+        }
+    }
+
     fn encode(self, suffix: &str, w: &Integers, n: usize, k: usize, scheme: Scheme) -> Result<Vec<u8>, String> {
         match self {
-            Kind::Pack if suffix == pack_quantized::CODES => {
-                let mut out = vec![0xEE; n * 4 * pack::words(k, scheme.bits)];
-                pack_quantized::encode_codes(&w.codes, k, scheme, &mut out);
+            _ if suffix == self.codes() => {
+                let spec =
+                    self.specs(n, k, scheme).into_iter().find(|spec| spec.name == format!("l.{suffix}")).unwrap();
+                let mut out = vec![0xEE; spec.bytes()];
+                match self {
+                    Kind::Pack => pack_quantized::encode_codes(&w.codes, k, scheme, &mut out),
+                    Kind::Int8 => int_quantized::encode_codes(&w.codes, &mut out),
+                    Kind::Gptq(_) => gptq::encode_codes(&w.codes, k, scheme, &mut out),
+                    Kind::Awq => awq::encode_codes(&w.codes, k, &mut out),
+                }
                 Ok(out)
             }
-            Kind::Int8 if suffix == int_quantized::CODES => {
-                let mut out = vec![0xEE; n * k];
-                int_quantized::encode_codes(&w.codes, &mut out);
-                Ok(out)
-            }
-            Kind::Gptq(_) if suffix == gptq::CODES => {
-                let rows = pack::words(k, scheme.bits);
-                Ok(transposed(rows, 4 * n, |out| gptq::encode_codes(&w.codes, k, scheme, out)))
-            }
-            Kind::Awq if suffix == awq::CODES => Ok(transposed(k, n / 2, |out| awq::encode_codes(&w.codes, k, out))),
             Kind::Pack => pack_quantized::encode_rest(suffix, n, k, scheme, &w.grid, SCALE),
             Kind::Int8 => int_quantized::encode_rest(suffix, n, k, scheme, &w.grid, SCALE),
             Kind::Gptq(version) => gptq::encode_rest(suffix, n, k, scheme, &w.grid, version),
@@ -92,7 +99,7 @@ impl Kind {
         }?;
         let integers = stored.integers()?;
         // Visited, they are the same; and whatever stood there before is written over.
-        let (grid, visited) = stored.visit(|first, codes| (first, codes.to_vec()))?;
+        let (grid, visited) = stored.visit(&Spare::default(), |first, codes| (first, codes.to_vec()))?;
         assert!(visited.iter().is_sorted_by_key(|(first, _)| first) && grid == integers.grid);
         assert!(visited.iter().flat_map(|(_, codes)| codes).eq(&integers.codes), "{self:?} {scheme} [{n}, {k}]");
         let mut codes = vec![0xEE; n * k];
@@ -124,13 +131,6 @@ impl Kind {
             Kind::Awq => awq::parse_config(path, q),
         }
     }
-}
-
-/// What an encoder makes of all rows of W, where the stored rows lie across them.
-fn transposed(rows: usize, row_bytes: usize, encode: impl FnOnce(&mut [&mut [u8]])) -> Vec<u8> {
-    let mut out = vec![0xEE; rows * row_bytes];
-    encode(&mut out.chunks_exact_mut(row_bytes).collect::<Vec<_>>());
-    out
 }
 
 /// Seeded integers; `lowest` is the smallest unsigned zero point.
@@ -242,7 +242,8 @@ fn the_codes_of_gptq_3_bits_lie_as_its_authors_say() {
     let scheme: Scheme = "w3pc".parse().unwrap();
     let mut codes = vec![0; 32 * 32];
     (codes[10], codes[21]) = (5, 3);
-    let bytes = transposed(3, 4 * 32, |out| gptq::encode_codes(&codes, 32, scheme, out));
+    let mut bytes = vec![0xEE; 3 * 4 * 32];
+    gptq::encode_codes(&codes, 32, scheme, &mut bytes);
     let word = |row: usize| u32::from_le_bytes(bytes[row * 128..row * 128 + 4].try_into().unwrap());
     assert_eq!([word(0), word(1), word(2)], [1 << 30, 1 | 1 << 31, 1]);
 }

@@ -15,6 +15,7 @@ use crate::format::gguf::encode::{encode, encode_float, exact_type};
 use crate::format::gguf::entry::Entry;
 use crate::format::gguf::llama_export::{ROPE_FACTORS, gguf_name, metadata, permute_rows, rope_factors};
 use crate::format::gguf::writer::{GgufWriter, TensorSpec};
+use crate::format::spare::Spare;
 use crate::format::tensor::Dtype;
 use crate::model::names::{self, LinearName};
 use crate::model::weights::HostLowRank;
@@ -106,8 +107,8 @@ pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Se
         each(spec.bytes() as u64);
         Ok(())
     };
-    let mut digests = Digests::new();
-    ahead(&parts, |(spec, part), made| make(target, spec, part, made, &mut digests), write)?;
+    let (mut digests, spare) = (Digests::new(), Spare::default());
+    ahead(&parts, |(spec, part), made| make(target, spec, part, made, &spare, &mut digests), write)?;
     Ok((writer.finish()?, digests))
 }
 
@@ -123,15 +124,22 @@ fn entries(target: &Target, parts: &[(TensorSpec, Part)]) -> Result<Vec<(String,
     Ok(entries)
 }
 
-fn make(target: &Target, spec: &TensorSpec, part: &Part, made: &mut Made, digests: &mut Digests) -> Result<()> {
+fn make(
+    target: &Target,
+    spec: &TensorSpec,
+    part: &Part,
+    made: &mut Made,
+    spare: &Spare<Vec<u8>>,
+    digests: &mut Digests,
+) -> Result<()> {
     match part {
         Part::Float { name, shape } => made.store(target.source.float(name, shape)?),
-        Part::RopeFactors(factors) => made.put(&encode_float(GgmlType::F32, factors)),
+        Part::RopeFactors(factors) => made.put(encode_float(GgmlType::F32, factors)),
         Part::Linear(linear) => {
             let w = target.low_rank(linear)?;
             let grid = w.grid();
             representable(target, linear, &grid)?;
-            let digest = blocks(target, spec.ty, linear, &w, &grid, made.room(spec.bytes()));
+            let digest = blocks(target, spec.ty, linear, &w, &grid, spare, made.room(spec.bytes())?);
             digests.insert(linear.name.clone(), digest);
             w.phi.forget();
         }
@@ -146,6 +154,7 @@ fn blocks(
     linear: &LinearName,
     w: &HostLowRank,
     grid: &LinearGrid,
+    spare: &Spare<Vec<u8>>,
     out: &mut [u8],
 ) -> u128 {
     let (n, k, scheme) = (linear.n, linear.k, target.scheme);
@@ -153,8 +162,8 @@ fn blocks(
     // Whole heads, since their rows change places.
     let rows = head.map_or(ROWS, |head| ROWS.next_multiple_of(head));
     let rounding = w.rounding(k);
-    let each = out.par_chunks_mut(rows * (out.len() / n)).enumerate();
-    let digests = each.map_init(Vec::new, |codes: &mut Vec<u8>, (block, out)| {
+    let each = out.par_chunks_mut(rows * (out.len() / n)).with_max_len(1).enumerate();
+    let make = |codes: &mut Vec<u8>, block, out: &mut [u8]| {
         let (first, rows) = (block * rows, rows.min(n - block * rows));
         codes.resize(rows * k, 0);
         rounding.rows(first, codes);
@@ -168,8 +177,8 @@ fn blocks(
         encode(ty, scheme, k, &integers, out);
         *codes = integers.codes;
         digest
-    });
-    digest::of_linear(digests.collect())
+    };
+    digest::of_linear(each.map(|(block, out)| spare.lend(|codes| make(codes, block, out))).collect())
 }
 
 /// Blocks hold scales as f16.

@@ -11,6 +11,7 @@ use super::{Folded, Format};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::format::quantized::Stored;
+use crate::format::spare::Spare;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
@@ -38,8 +39,9 @@ pub fn verify(dir: &Path, target: &Target, digests: &Digests, each: impl Fn() + 
     if !same_config(&written.config, target) {
         return differs(("its configuration reads as another model's".into(), "that of the trained model".into()));
     }
+    let spare = Spare::default();
     let linear = |linear: &LinearName| {
-        let difference = linear_differs(&written, target, linear, digests.get(&linear.name).copied());
+        let difference = linear_differs(&written, target, linear, digests.get(&linear.name).copied(), &spare);
         each();
         difference.transpose()
     };
@@ -88,18 +90,19 @@ fn linear_differs(
     target: &Target,
     linear: &LinearName,
     digest: Option<u128>,
+    spare: &Spare<Vec<u8>>,
 ) -> Result<Option<Difference>> {
     let stored = written.stored(linear)?;
     let differ = |grid: &LinearGrid| Ok(grids_differ(linear, grid, &target.source.grid(linear)?, target.scheme));
     let Some(digest) = digest else {
-        let (grid, difference) = codes_differ(linear, &stored, &target.low_rank(linear)?)?;
+        let (grid, difference) = codes_differ(linear, &stored, &target.low_rank(linear)?, spare)?;
         return difference.map_or_else(|| differ(&grid), |difference| Ok(Some(difference)));
     };
-    let (grid, rows) = stored.visit(|_, codes| digest::of_rows(codes, linear.k))?;
+    let (grid, rows) = stored.visit(spare, |_, codes| digest::of_rows(codes, linear.k))?;
     if digest::of_linear(rows) == digest {
         return differ(&grid);
     }
-    let (_, difference) = codes_differ(linear, &stored, &target.low_rank(linear)?)?;
+    let (_, difference) = codes_differ(linear, &stored, &target.low_rank(linear)?, spare)?;
     let twice = || (format!("{} was written from other integers", linear.name), "those that it is made of now".into());
     Ok(Some(difference.unwrap_or_else(twice)))
 }
@@ -109,10 +112,11 @@ fn codes_differ(
     linear: &LinearName,
     stored: &Stored,
     trained: &HostLowRank,
+    spare: &Spare<Vec<u8>>,
 ) -> Result<(LinearGrid, Option<Difference>)> {
     let LinearName { name, k, .. } = linear;
     let rounding = trained.rounding(*k);
-    let (grid, first) = stored.visit(|first, got| {
+    let (grid, first) = stored.visit(spare, |first, got| {
         let mut want = vec![0; got.len()];
         rounding.rows(first, &mut want);
         let at = if got == want { None } else { got.iter().zip(&want).position(|(got, want)| got != want) };

@@ -13,6 +13,7 @@ use crate::format::atomic::{FileDigest, OutputFile, PartDir, write_file};
 use crate::format::compressed_tensors::{int_quantized, pack_quantized};
 use crate::format::gguf::blocks::GgmlType;
 use crate::format::safetensors::{Spec, TensorWriter};
+use crate::format::spare::Spare;
 use crate::format::tensor::Dtype;
 use crate::format::{awq, gptq};
 use crate::model::names::{self, LinearName};
@@ -160,7 +161,7 @@ impl Target<'_> {
     }
 
     /// The codes of a linear as they are stored, to `out`: some rows at a time are rounded and packed. Their digest.
-    fn encode_codes(&self, linear: &LinearName, out: &mut [u8]) -> Result<u128> {
+    fn encode_codes(&self, linear: &LinearName, spare: &Spare<Block>, out: &mut [u8]) -> Result<u128> {
         let (n, k, scheme) = (linear.n, linear.k, self.scheme);
         let w = self.low_rank(linear)?;
         let rounding = w.rounding(k);
@@ -171,20 +172,26 @@ impl Target<'_> {
             Format::Awq => (k, awq::ROWS),
             Format::Gguf => no_safetensors(),
         };
-        let blocks = across(out, stored_rows, n, rows).into_par_iter().enumerate();
-        let digests = blocks.map_init(Vec::new, |codes, (block, mut out)| {
+        let blocks = across(out, stored_rows, n, rows).into_par_iter().with_max_len(1).enumerate();
+        let make = |Block { codes, packed }: &mut Block, block, parts: Vec<&mut [u8]>| {
             let first = block * rows;
             codes.resize(rows.min(n - first) * k, 0);
             rounding.rows(first, codes);
+            packed.resize(parts.iter().map(|part| part.len()).sum(), 0);
             match self.format {
-                Format::CompressedTensors => pack_quantized::encode_codes(codes, k, scheme, out[0]),
-                Format::IntQuantized => int_quantized::encode_codes(codes, out[0]),
-                Format::Gptq | Format::GptqV2 => gptq::encode_codes(codes, k, scheme, &mut out),
-                Format::Awq => awq::encode_codes(codes, k, &mut out),
+                Format::CompressedTensors => pack_quantized::encode_codes(codes, k, scheme, packed),
+                Format::IntQuantized => int_quantized::encode_codes(codes, packed),
+                Format::Gptq | Format::GptqV2 => gptq::encode_codes(codes, k, scheme, packed),
+                Format::Awq => awq::encode_codes(codes, k, packed),
                 Format::Gguf => no_safetensors(),
             }
+            // Packed in the cache: in memory, what is read back there would wait for what is written.
+            for (part, packed) in parts.into_iter().zip(packed.chunks_exact(packed.len() / stored_rows)) {
+                part.copy_from_slice(packed);
+            }
             digest::of_rows(codes, k)
-        });
+        };
+        let digests = blocks.map(|(block, parts)| spare.lend(|memory| make(memory, block, parts)));
         let digest = digest::of_linear(digests.collect());
         w.phi.forget();
         Ok(digest)
@@ -274,12 +281,20 @@ struct Encoder<'a> {
     target: &'a Target<'a>,
     linears: BTreeMap<String, LinearName>,
     digests: Digests,
+    spare: Spare<Block>,
+}
+
+/// Some rows of a linear.
+#[derive(Default)]
+struct Block {
+    codes: Vec<u8>,
+    packed: Vec<u8>,
 }
 
 impl<'a> Encoder<'a> {
     fn new(target: &'a Target<'a>) -> Encoder<'a> {
         let linears = target.linears().into_iter().map(|linear| (linear.name.clone(), linear)).collect();
-        Encoder { target, linears, digests: Digests::new() }
+        Encoder { target, linears, digests: Digests::new(), spare: Spare::default() }
     }
 
     fn encode(&mut self, spec: &Spec, made: &mut Made) -> Result<()> {
@@ -291,14 +306,14 @@ impl<'a> Encoder<'a> {
         };
         if OF_THE_SHAPE.contains(&suffix) {
             let any = LinearGrid { scale: Vec::new(), zero: None };
-            made.put(&target.encode_rest(suffix, linear, &any)?);
+            made.put(target.encode_rest(suffix, linear, &any)?);
             return Ok(());
         }
         if Some(suffix) == target.format.codes_suffix() {
-            let digest = target.encode_codes(linear, made.room(spec.bytes()))?;
+            let digest = target.encode_codes(linear, &self.spare, made.room(spec.bytes())?)?;
             self.digests.insert(stem.to_string(), digest);
         } else {
-            made.put(&target.encode_rest(suffix, linear, &target.source.grid(linear)?)?);
+            made.put(target.encode_rest(suffix, linear, &target.source.grid(linear)?)?);
         }
         Ok(())
     }
