@@ -169,9 +169,9 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
     let qweight = at.expect(&format!("{linear}.{CODES}"), Dtype::I32, &[k, n / 8])?;
     let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
     at.no_bias(linear)?;
-    let scale = quantized::transpose(&transposed, groups);
+    let scale = quantized::by_row(&transposed, groups);
     let signed = || zero.iter().map(|z| f32::from(*z) - 8.0).collect::<Vec<f32>>();
-    let zero = scheme.asymmetric.then(|| quantized::transpose(&signed(), groups));
+    let zero = scheme.asymmetric.then(|| quantized::by_row(&signed(), groups));
     let rows = move |qweight: &[u8], first: usize, codes: &mut [u8]| {
         read_rows(&qweight[first / 2..], n, k, codes);
         Ok(None)

@@ -223,7 +223,7 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, versi
     let zero = read_zeros(at, linear, n, k, scheme, version)?;
     let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
     at.no_bias(linear)?;
-    let scale = quantized::transpose(&transposed, groups);
+    let scale = quantized::by_row(&transposed, groups);
     let read = match bits {
         2 => read_rows::<2>,
         3 => read_rows::<3>,
@@ -291,7 +291,7 @@ fn read_zeros(
             zero.extend(stored.iter().map(|stored| unsigned(*stored) as f32 - middle as f32));
         }
     }
-    Ok(scheme.asymmetric.then(|| quantized::transpose(&zero, groups)))
+    Ok(scheme.asymmetric.then(|| quantized::by_row(&zero, groups)))
 }
 
 /// Up to [`TOGETHER`] rows: `qweight` begins with the first word of them.

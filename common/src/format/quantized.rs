@@ -147,6 +147,16 @@ impl Stored {
     }
 }
 
+/// What lies as [G, N], row by row: for readers, who take nothing from writers.
+pub fn by_row(values: &[f32], groups: usize) -> Vec<f32> {
+    let n = values.len() / groups;
+    let mut out = Vec::with_capacity(values.len());
+    for row in 0..n {
+        out.extend((0..groups).map(|group| values[group * n + row]));
+    }
+    out
+}
+
 /// Why no format can hold such a linear.
 pub fn unfit(n: usize, k: usize, scheme: Scheme) -> Option<String> {
     if n == 0 || k == 0 || n > WIDEST || k > WIDEST {
@@ -199,11 +209,11 @@ pub fn zero_codes(grid: &LinearGrid, n: usize, k: usize, scheme: Scheme) -> Resu
 }
 
 /// [rows, N] to [N, rows].
-pub fn transpose<T: Copy + Default>(values: &[T], rows: usize) -> Vec<T> {
+fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
     let columns = values.len() / rows;
-    let mut out = vec![T::default(); values.len()];
+    let mut out = vec![0.0; values.len()];
     // Some rows at a time, whose values share cache lines of the result.
-    for (block, some) in values.chunks(16 * columns).enumerate() {
+    for (block, some) in values.chunks(16 * columns.max(1)).enumerate() {
         for column in 0..columns {
             let out = &mut out[column * rows + 16 * block..];
             for (out, row) in out.iter_mut().zip(some.chunks_exact(columns)) {

@@ -132,7 +132,15 @@ mod tests {
         for count in 0..20usize {
             let specs: Vec<usize> = (0..count).map(|i| (i * i * 7 + 3) % 11).collect();
             let mut written = Vec::new();
-            let make = |n: &usize, made: &mut Made| made.put(&vec![*n as u8; *n]);
+            let make = |n: &usize, made: &mut Made| {
+                let bytes = vec![*n as u8; *n];
+                match n % 3 {
+                    0 => made.room(*n)?.copy_from_slice(&bytes),
+                    1 => made.put(bytes),
+                    _ => made.store(Tensor::owned(bytes, Dtype::U8, vec![*n])),
+                }
+                Ok(())
+            };
             let write = |_: &usize, made: &Made| {
                 written.push(made.stored().map_or(made.bytes(), Tensor::bytes).to_vec());
                 Ok(())
