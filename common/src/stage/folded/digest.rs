@@ -39,5 +39,10 @@ mod tests {
             other.swap(at, (at + k) % (n * k));
             assert!(other == codes || of(&other, n) != whole, "{at}");
         }
+        for row in 1..n {
+            let mut other = codes.clone();
+            other[..(row + 1) * k].rotate_right(k);
+            assert_ne!(of(&other, n), whole, "rows 0 to {row}");
+        }
     }
 }
