@@ -15,7 +15,7 @@ use common::stage::checkpoint::Checkpoint;
 use common::stage::folded::card::{self, Making};
 use common::stage::folded::targets::{Engine, Loads, loads};
 use common::stage::folded::verify::verify;
-use common::stage::folded::write::{Target, write};
+use common::stage::folded::write::{Target, Written, write};
 use common::stage::folded::{self, Format};
 use common::stage::record::{self, Begin, Input, Kind, Record, Stage};
 use common::stage::report::Report;
@@ -205,11 +205,12 @@ fn make(
     record: &mut Record,
 ) -> Result<()> {
     let bar = progress::bytes(&args.common, "fold", target.bytes()?);
-    record.files = write(part, target, |bytes| bar.inc(bytes))?;
+    let Written { files, digests } = write(part, target, |bytes| bar.inc(bytes))?;
+    record.files = files;
     bar.finish_and_clear();
     if !args.no_verify {
         let bar = progress::count(&args.common, "verify", target.linears().len() as u64);
-        verify(part.path(), target, || bar.inc(1))?;
+        verify(part.path(), target, &digests, || bar.inc(1))?;
         bar.finish_and_clear();
     }
     let making = Making { lineage, report, arguments: &record.arguments, files: &record.files };

@@ -5,12 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use common::error::Result;
+use common::format::atomic::PartDir;
 use common::format::safetensors::TensorFile;
 use common::stage::checkpoint::Checkpoint;
 use common::stage::float::SupportFiles;
 use common::stage::folded::Format;
+use common::stage::folded::digest::Digests;
 use common::stage::folded::verify::verify;
-use common::stage::folded::write::Target;
+use common::stage::folded::write::{Target, Written, write};
 use serde_json::{Value, json};
 
 use super::{train, wide};
@@ -125,7 +127,11 @@ impl ReadBack {
     }
 
     fn of_folder(&self, folded: &Path) -> Result<()> {
-        let target = Target {
+        verify(folded, &self.target(), &Digests::new(), || {})
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
             from: &self.checkpoint.stage.dir,
             name: "model",
             source: &self.checkpoint,
@@ -134,8 +140,7 @@ impl ReadBack {
             scheme: self.checkpoint.wrapped.scheme,
             format: self.format,
             embedding: None,
-        };
-        verify(folded, &target, || {})
+        }
     }
 }
 
@@ -221,6 +226,50 @@ fn what_was_written_wrongly_is_found() {
             let e = read_back.of_folder(&dir.join(&folded)).unwrap_err().to_string();
             assert!(e.contains(&format!("{linear} {what}")) && e.contains("reads back as"), "{format} {suffix}: {e}");
             fs::write(&path, &whole).unwrap();
+        }
+    }
+}
+
+/// What `fold` does: it compares digests of the integers as they were made, and names the tensor and the element of those
+/// that were packed, or lie in the file, otherwise.
+#[test]
+fn what_differs_from_what_was_packed_is_found() {
+    let dir = wide();
+    for (scheme, formats) in [
+        ("w4g32", &[Format::CompressedTensors, Format::Gptq, Format::GptqV2, Format::Awq, Format::Gguf][..]),
+        ("w8pc", &[Format::IntQuantized]),
+    ] {
+        train(&dir, scheme);
+        for format in formats {
+            let read_back = ReadBack::of(&dir, scheme, *format);
+            let target = read_back.target();
+            let part = PartDir::open(&dir.join(&format!("{scheme}-{format}")), false).unwrap();
+            let Written { files, mut digests } = write(&part, &target, |_| {}).unwrap();
+            verify(part.path(), &target, &digests, || {}).unwrap();
+            assert_eq!(digests.len(), target.linears().len());
+            let linear = "model.layers.1.mlp.down_proj";
+            let found = |digests: &Digests| verify(part.path(), &target, digests, || {}).unwrap_err().to_string();
+
+            let weights = files.keys().find(|name| name.starts_with("model.")).unwrap();
+            let path = part.join(weights);
+            let whole = fs::read(&path).unwrap();
+            let mut bytes = whole.clone();
+            let at = match format {
+                Format::Gguf => bytes.len() - 1,
+                Format::CompressedTensors => offset(&path, &format!("{linear}.weight_packed")),
+                Format::IntQuantized => offset(&path, &format!("{linear}.weight")),
+                _ => offset(&path, &format!("{linear}.qweight")),
+            };
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+            let e = found(&digests);
+            assert!(e.contains(&format!("{linear} W_Z[")) && e.contains("reads back as"), "{format}: {e}");
+            fs::write(&path, whole).unwrap();
+
+            // Integers that were others as they were packed.
+            *digests.get_mut(linear).unwrap() ^= 1 << 100;
+            let e = found(&digests);
+            assert!(e.contains(&format!("{linear} was written from other integers")), "{format}: {e}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //! compiled plainly and for this machine's instruction set, against integer arithmetic.
 
 use common::compute::cpu::simd::simd;
-use common::quant::{Factors, Phi, RealWeight, Scheme, grid};
+use common::quant::{Factors, Phi, RealWeight, Rounding, Scheme, grid};
 
 /// Elements of a row: what is blocked in registers, and a rest.
 const K: usize = 64 + 13;
@@ -89,6 +89,9 @@ fn round_rows(
     for (integer, z) in integers.iter_mut().zip(z) {
         *integer = grid::code(*z, scheme.qmin(), scheme.qmax());
     }
+    let mut codes = [0; grid::ROWS * K];
+    Rounding::new(real.of).rows(0, &mut codes);
+    assert_eq!(codes.map(|code| f32::from(code) + scheme.qmin()), *integers, "{scheme} {stored}");
 }
 
 /// numerator / denominator in integers.

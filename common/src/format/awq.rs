@@ -15,15 +15,14 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::quantized::{self, Lookup};
+use super::quantized::{self, Lookup, Stored};
 use super::safetensors::Spec;
 use super::tensor::Dtype;
 use crate::error::{Error, Result};
 use crate::quant::lanes::simd;
-use crate::quant::{Integers, LinearGrid, Scheme};
+use crate::quant::{LinearGrid, Scheme};
 
 /// Nibble j of a word holds the row ORDER[j] of its eight.
 const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
@@ -93,49 +92,45 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme) -> Vec<Spec> {
     ]
 }
 
-/// Columns of W that a task packs, and words that it makes of each at a time: a cache line, of eight rows a word.
+/// Columns of W that are packed at a time, and words of each: a cache line, of eight rows a word.
 const COLUMNS: usize = 64;
 const WORDS: usize = 16;
-const ROWS: usize = 8 * WORDS;
+pub const ROWS: usize = 8 * WORDS;
 
-/// `qweight` of codes [N, K], for which [`unfit`] has nothing to say.
-pub fn encode_codes(codes: &[u8], n: usize, k: usize, _: Scheme) -> Vec<u8> {
-    assert_eq!((codes.len(), n % 8), (n * k, 0));
-    let mut out = vec![0; n * k / 2];
-    out.par_chunks_mut(COLUMNS * n / 2).enumerate().for_each(|(block, out)| {
-        simd(
-            #[inline(always)]
-            || pack_columns(codes, block * COLUMNS, n, k, out),
-        )
-    });
-    out
+/// `qweight` of some rows of `k` codes, as if the linear, for which [`unfit`] has nothing to say, had no others.
+pub fn encode_codes(codes: &[u8], k: usize, out: &mut [u8]) {
+    let n = codes.len() / k;
+    assert_eq!((out.len(), n % 8), (k * n / 2, 0));
+    simd(
+        #[inline(always)]
+        || {
+            let mut block = [[0; COLUMNS]; ROWS];
+            for (i, out) in out.chunks_mut(COLUMNS * n / 2).enumerate() {
+                pack_columns(codes, i * COLUMNS, k, &mut block, out);
+            }
+        },
+    );
 }
 
 /// The words of up to [`COLUMNS`] columns from `first` on: `out` [columns, N/8].
 #[inline(always)]
-fn pack_columns(codes: &[u8], first: usize, n: usize, k: usize, out: &mut [u8]) {
-    let columns = COLUMNS.min(k - first);
-    let mut block = [[0u8; COLUMNS]; ROWS];
-    let mut packed = [[0u32; COLUMNS]; WORDS];
+fn pack_columns(codes: &[u8], first: usize, k: usize, block: &mut [[u8; COLUMNS]; ROWS], out: &mut [u8]) {
+    let (columns, n) = (COLUMNS.min(k - first), codes.len() / k);
     for (tile, codes) in codes.chunks(ROWS * k).enumerate() {
         // Gathered before they are packed, so that the cache misses of many rows overlap.
         for (block, codes) in block.iter_mut().zip(codes.chunks_exact(k)) {
             block[..columns].copy_from_slice(&codes[first..first + columns]);
         }
         let words = codes.len() / (8 * k);
-        for (packed, rows) in packed[..words].iter_mut().zip(block.chunks_exact(8)) {
-            let mut words = [0; COLUMNS];
+        for (at, rows) in block.chunks_exact(8).take(words).enumerate() {
+            let mut packed = [0; COLUMNS];
             for (j, row) in ORDER.into_iter().enumerate() {
-                for (word, code) in words.iter_mut().zip(rows[row]) {
+                for (word, code) in packed.iter_mut().zip(rows[row]) {
                     *word |= u32::from(code) << (4 * j);
                 }
             }
-            *packed = words;
-        }
-        for (c, out) in out.chunks_exact_mut(n / 2).enumerate() {
-            let out = &mut out[4 * WORDS * tile..][..4 * words];
-            for (out, packed) in out.chunks_exact_mut(4).zip(&packed) {
-                out.copy_from_slice(&packed[c].to_le_bytes());
+            for (word, out) in packed.iter().zip(out.chunks_exact_mut(n / 2)) {
+                out[4 * (WORDS * tile + at)..][..4].copy_from_slice(&word.to_le_bytes());
             }
         }
     }
@@ -161,11 +156,10 @@ pub fn is_symmetric(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Schem
     Ok(zero.iter().all(|z| *z == 8))
 }
 
-/// The integers of one linear.
-pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Integers> {
+/// One linear.
+pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Stored> {
     let zero = read_zeros(at, linear, n, k, scheme)?;
     let groups = scheme.groups(k);
-    let unsigned = |row: usize, group: usize| zero[group * n + row];
     if !scheme.asymmetric
         && let Some(i) = zero.iter().position(|z| *z != 8)
     {
@@ -175,12 +169,15 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
     let qweight = at.expect(&format!("{linear}.{CODES}"), Dtype::I32, &[k, n / 8])?;
     let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
     at.no_bias(linear)?;
-    let scale = (0..n * groups).map(|i| transposed[i % groups * n + i / groups]).collect();
-    let signed = |i: usize| f32::from(unsigned(i / groups, i % groups)) - 8.0;
-    let zero = scheme.asymmetric.then(|| (0..n * groups).map(signed).collect());
-    let mut codes = at.room(n * k);
-    read_codes(qweight.bytes(), n, k, &mut codes);
-    Ok(Integers { codes, grid: LinearGrid { scale, zero } })
+    let scale = quantized::by_row(&transposed, groups);
+    let signed = || zero.iter().map(|z| f32::from(*z) - 8.0).collect::<Vec<f32>>();
+    let zero = scheme.asymmetric.then(|| quantized::by_row(&signed(), groups));
+    let rows = move |qweight: &[u8], first: usize, codes: &mut [u8]| {
+        read_rows(&qweight[first / 2..], n, k, codes);
+        Ok(None)
+    };
+    let grid = Some(LinearGrid { scale, zero });
+    Ok(Stored { n, k, packed: qweight, grid, together: ROWS, read: Box::new(rows) })
 }
 
 /// Unsigned zero points [G, N].
@@ -189,7 +186,14 @@ fn read_zeros(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> 
         return Err(at.bad(format!("{linear}: {why}"), "a linear that AWQ can hold"));
     }
     let t = at.expect(&format!("{linear}.qzeros"), Dtype::I32, &[scheme.groups(k), n / 8])?;
-    Ok((0..scheme.groups(k) * n).map(|i| nibble(t.bytes(), i)).collect())
+    let mut zero = vec![0; scheme.groups(k) * n];
+    for (zero, word) in zero.as_chunks_mut::<8>().0.iter_mut().zip(t.bytes().as_chunks().0) {
+        let word = u32::from_le_bytes(*word);
+        for (r, zero) in zero.iter_mut().enumerate() {
+            *zero = (word >> (4 * place(r)) & 15) as u8;
+        }
+    }
+    Ok(zero)
 }
 
 /// Columns that are read at a time: a row of codes then has more than one cache line to be written.
@@ -202,40 +206,36 @@ fn place(r: usize) -> usize {
     r % 2 * 4 + r / 2
 }
 
-/// Code i of a run of words.
-fn nibble(bytes: &[u8], i: usize) -> u8 {
-    let place = place(i % 8);
-    bytes[i / 8 * 4 + place / 2] >> (place % 2 * 4) & 15
-}
-
-fn read_codes(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
-    codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
-        let from = &qweight[tile * ROWS / 2..];
-        simd(
-            #[inline(always)]
-            || {
-                for first in (0..k).step_by(READ_COLUMNS) {
-                    unpack_columns(&from[first * n / 2..], n, k, first, codes);
+/// Up to [`ROWS`] rows: `qweight` begins with the first word of them.
+fn read_rows(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
+    simd(
+        #[inline(always)]
+        || {
+            let words = codes.len() / (8 * k);
+            let mut lines = [[[0; 4]; WORDS]; READ_COLUMNS];
+            for first in (0..k).step_by(READ_COLUMNS) {
+                let lines = &mut lines[..READ_COLUMNS.min(k - first)];
+                // Gathered before they are read, so that the cache misses of many lines overlap.
+                for (line, bytes) in lines.iter_mut().zip(qweight[first * n / 2..].chunks(n / 2)) {
+                    line[..words].as_flattened_mut().copy_from_slice(&bytes[..4 * words]);
                 }
-            },
-        )
-    });
+                unpack_columns(lines, k, first, codes);
+            }
+        },
+    )
 }
 
-/// Up to [`READ_COLUMNS`] columns from `first` on, of up to [`ROWS`] rows: `words` begins with the first of them.
+/// The columns from `first` on whose words are `lines`.
 #[inline(always)]
-fn unpack_columns(words: &[u8], n: usize, k: usize, first: usize, codes: &mut [u8]) {
-    let columns = READ_COLUMNS.min(k - first);
-    // What belongs to the same eight rows side by side, so that a row of W is one shift of all of it.
-    let mut eights = [[0u32; READ_COLUMNS]; WORDS];
-    for (c, words) in words.chunks(n / 2).take(columns).enumerate() {
-        for (eight, word) in eights.iter_mut().zip(words.chunks_exact(4)) {
-            eight[c] = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+fn unpack_columns(lines: &[[[u8; 4]; WORDS]], k: usize, first: usize, codes: &mut [u8]) {
+    let mut eight = [0; READ_COLUMNS];
+    for (at, rows) in codes.chunks_exact_mut(8 * k).enumerate() {
+        // What belongs to the same eight rows side by side, so that a row of W is one shift of all of it.
+        for (word, line) in eight.iter_mut().zip(lines) {
+            *word = u32::from_le_bytes(line[at]);
         }
-    }
-    for (eight, rows) in eights.iter().zip(codes.chunks_exact_mut(8 * k)) {
         for (r, row) in rows.chunks_exact_mut(k).enumerate() {
-            for (code, word) in row[first..first + columns].iter_mut().zip(eight) {
+            for (code, word) in row[first..first + lines.len()].iter_mut().zip(&eight) {
                 *code = (word >> (4 * place(r)) & 15) as u8;
             }
         }

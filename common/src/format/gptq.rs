@@ -14,15 +14,14 @@
 use std::fmt;
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::quantized::{self, Lookup};
+use super::quantized::{self, Lookup, Stored};
 use super::safetensors::Spec;
 use super::tensor::Dtype;
 use crate::error::{Error, Result};
 use crate::quant::lanes::simd;
-use crate::quant::{Integers, LinearGrid, Scheme, pack};
+use crate::quant::{LinearGrid, Scheme, pack};
 
 /// What `qzeros` holds, by the name that `checkpoint_format` gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,47 +140,44 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme) -> Vec<Spec> {
     ]
 }
 
-/// Columns of W that a task packs, and rows that it takes at a time: their words fill a cache line.
+/// Columns and rows of W that are packed at a time: the words of the rows fill a cache line.
 const COLUMNS: usize = 128;
 const ROWS: usize = 16;
+/// Rows whose words are read or written before those of other columns: each row of words lies in other pages.
+pub const TOGETHER: usize = 128;
 
-/// `qweight` of codes [N, K], for which [`unfit`] has nothing to say.
-pub fn encode_codes(codes: &[u8], n: usize, k: usize, scheme: Scheme) -> Vec<u8> {
-    assert_eq!(codes.len(), n * k);
-    let mut out = vec![0; 4 * pack::words(k, scheme.bits) * n];
-    let task = 4 * pack::words(COLUMNS, scheme.bits) * n;
-    out.par_chunks_mut(task).enumerate().for_each(|(block, out)| {
-        simd(
-            #[inline(always)]
-            || pack_columns(codes, block * COLUMNS, n, k, scheme.bits, out),
-        )
-    });
-    out
-}
-
-/// The words of up to [`COLUMNS`] columns from `first` on: `out` [words, N].
-#[inline(always)]
-fn pack_columns(codes: &[u8], first: usize, n: usize, k: usize, bits: u32, out: &mut [u8]) {
-    let columns = COLUMNS.min(k - first);
-    let words = pack::words(columns, bits);
-    let mut block = [0; ROWS * COLUMNS];
-    let mut packed = [[0; 4]; ROWS * COLUMNS / 4];
-    for (tile, codes) in codes.chunks(ROWS * k).enumerate() {
-        // Gathered before they are packed, so that the cache misses of many rows overlap.
-        let rows = codes.len() / k;
-        for (block, codes) in block.chunks_exact_mut(columns).zip(codes.chunks_exact(k)) {
-            block.copy_from_slice(&codes[first..first + columns]);
-        }
-        // The columns are whole words, so that rows do not run into each other.
-        let packed = &mut packed[..rows * words];
-        pack::pack_bytes(&block[..rows * columns], bits, packed.as_flattened_mut());
-        for (word, out) in out.chunks_exact_mut(4 * n).enumerate() {
-            let out = &mut out[4 * ROWS * tile..][..4 * rows];
-            for (row, out) in out.chunks_exact_mut(4).enumerate() {
-                out.copy_from_slice(&packed[row * words + word]);
+/// `qweight` of some rows of `k` codes, as if the linear, for which [`unfit`] has nothing to say, had no others.
+pub fn encode_codes(codes: &[u8], k: usize, scheme: Scheme, out: &mut [u8]) {
+    let n = codes.len() / k;
+    assert_eq!(out.len(), 4 * pack::words(k, scheme.bits) * n);
+    simd(
+        #[inline(always)]
+        || {
+            let mut block = [0; ROWS * COLUMNS];
+            let mut packed = [[0; 4]; ROWS * COLUMNS / 4];
+            for (i, out) in out.chunks_mut(4 * pack::words(COLUMNS, scheme.bits) * n).enumerate() {
+                let first = i * COLUMNS;
+                let columns = COLUMNS.min(k - first);
+                let words = pack::words(columns, scheme.bits);
+                for (tile, codes) in codes.chunks(ROWS * k).enumerate() {
+                    // Gathered before they are packed, so that the cache misses of many rows overlap.
+                    let rows = codes.len() / k;
+                    for (block, codes) in block.chunks_exact_mut(columns).zip(codes.chunks_exact(k)) {
+                        block.copy_from_slice(&codes[first..first + columns]);
+                    }
+                    // The columns are whole words, so that rows do not run into each other.
+                    let packed = &mut packed[..rows * words];
+                    pack::pack_bytes(&block[..rows * columns], scheme.bits, packed.as_flattened_mut());
+                    for (word, out) in out.chunks_exact_mut(4 * n).enumerate() {
+                        let out = &mut out[4 * ROWS * tile..][..4 * rows];
+                        for (row, out) in out.chunks_exact_mut(4).enumerate() {
+                            out.copy_from_slice(&packed[row * words + word]);
+                        }
+                    }
+                }
             }
-        }
-    }
+        },
+    );
 }
 
 /// Every other tensor of a linear, by its suffix.
@@ -216,8 +212,8 @@ pub fn encode_rest(
     }
 }
 
-/// The integers of one linear.
-pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, version: Version) -> Result<Integers> {
+/// One linear.
+pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, version: Version) -> Result<Stored> {
     if let Some(why) = unfit(n, k, scheme) {
         return Err(at.bad(format!("{linear}: {why}"), "a linear that GPTQ can hold"));
     }
@@ -227,15 +223,19 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, versi
     let zero = read_zeros(at, linear, n, k, scheme, version)?;
     let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
     at.no_bias(linear)?;
-    let scale = (0..n * groups).map(|i| transposed[i % groups * n + i / groups]).collect();
-    let mut codes = at.room(n * k);
-    match bits {
-        2 => read_codes::<2>(qweight.bytes(), n, k, &mut codes),
-        3 => read_codes::<3>(qweight.bytes(), n, k, &mut codes),
-        4 => read_codes::<4>(qweight.bytes(), n, k, &mut codes),
-        _ => read_codes::<8>(qweight.bytes(), n, k, &mut codes),
-    }
-    Ok(Integers { codes, grid: LinearGrid { scale, zero } })
+    let scale = quantized::by_row(&transposed, groups);
+    let read = match bits {
+        2 => read_rows::<2>,
+        3 => read_rows::<3>,
+        4 => read_rows::<4>,
+        _ => read_rows::<8>,
+    };
+    let rows = move |qweight: &[u8], first: usize, codes: &mut [u8]| {
+        read(&qweight[4 * first..], n, k, codes);
+        Ok(None)
+    };
+    let grid = Some(LinearGrid { scale, zero });
+    Ok(Stored { n, k, packed: qweight, grid, together: TOGETHER, read: Box::new(rows) })
 }
 
 fn check_g_idx(at: &Lookup, linear: &str, k: usize, scheme: Scheme) -> Result<()> {
@@ -270,56 +270,51 @@ fn read_zeros(
     let words = n * bits / 32;
     let t = at.expect(&name, Dtype::I32, &[groups, words])?;
     let (middle, offset) = (1u32 << (bits - 1), if version == Version::V1 { 1 } else { 0 });
-    let mut zero = vec![0.0; n * groups];
+    let mut zero = Vec::new();
     let mut stored = vec![0; n];
     for (g, packed) in t.bytes().chunks_exact(4 * words).enumerate() {
         unpack(bits, words, |word| word_at(packed, word), &mut stored);
-        for (row, stored) in stored.iter().enumerate() {
-            let z = u32::from(*stored) + offset;
+        let unsigned = |stored: u8| u32::from(stored) + offset;
+        // A look at all of them is vectorized, a search is not.
+        let none = |z: u32| (!scheme.asymmetric && z != middle) || z >> bits != 0;
+        if stored.iter().fold(false, |any, stored| any | none(unsigned(*stored))) {
+            let row = stored.iter().position(|stored| none(unsigned(*stored))).unwrap_or(0);
+            let (stored, z) = (stored[row], unsigned(stored[row]));
             if !scheme.asymmetric && z != middle {
                 let found = format!("{name} says {z} for row {row}, group {g} of a model with sym true");
                 return Err(at.bad(found, format!("{middle} everywhere")));
             }
-            if z >> bits != 0 {
-                let found =
-                    format!("{name} stores {stored} for row {row}, group {g}, which engines read as 0 or as {z}");
-                return Err(at.bad(found, "a zero point that GPTQ v1 can say"));
-            }
-            zero[row * groups + g] = z as f32 - middle as f32;
+            let found = format!("{name} stores {stored} for row {row}, group {g}, which engines read as 0 or as {z}");
+            return Err(at.bad(found, "a zero point that GPTQ v1 can say"));
+        }
+        if scheme.asymmetric {
+            zero.extend(stored.iter().map(|stored| unsigned(*stored) as f32 - middle as f32));
         }
     }
-    Ok(scheme.asymmetric.then_some(zero))
+    Ok(scheme.asymmetric.then(|| quantized::by_row(&zero, groups)))
 }
 
-fn read_codes<const BITS: usize>(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
-    codes.par_chunks_mut(ROWS * k).enumerate().for_each(|(tile, codes)| {
-        simd(
-            #[inline(always)]
-            || {
-                for first in (0..k).step_by(COLUMNS) {
-                    let from = first * BITS / 32 * n + tile * ROWS;
-                    read_columns::<BITS>(&qweight[4 * from..], n, k, first, codes);
+/// Up to [`TOGETHER`] rows: `qweight` begins with the first word of them.
+fn read_rows<const BITS: usize>(qweight: &[u8], n: usize, k: usize, codes: &mut [u8]) {
+    simd(
+        #[inline(always)]
+        || {
+            let mut words = [[[0; 4]; TOGETHER]; COLUMNS / 4];
+            for first in (0..k).step_by(COLUMNS) {
+                let columns = COLUMNS.min(k - first);
+                let words = &mut words[..columns * BITS / 32];
+                let rows = codes.len() / k;
+                // Gathered before they are read, so that the cache misses of many lines overlap.
+                for (words, line) in words.iter_mut().zip(qweight[4 * (first * BITS / 32) * n..].chunks(4 * n)) {
+                    words[..rows].as_flattened_mut().copy_from_slice(&line[..4 * rows]);
                 }
-            },
-        )
-    });
-}
-
-/// Up to [`COLUMNS`] columns from `first` on, of up to [`ROWS`] rows: `qweight` begins with the first word of them.
-#[inline(always)]
-fn read_columns<const BITS: usize>(qweight: &[u8], n: usize, k: usize, first: usize, codes: &mut [u8]) {
-    let columns = COLUMNS.min(k - first);
-    let count = columns * BITS / 32;
-    // The words of a row side by side: in the file those of all rows share cache lines.
-    let mut words = [[0; COLUMNS / 4]; ROWS];
-    for (i, line) in qweight.chunks(4 * n).take(count).enumerate() {
-        for (at, words) in words.iter_mut().enumerate().take(codes.len() / k) {
-            words[i] = word_at(line, at);
-        }
-    }
-    for (words, row) in words.iter().zip(codes.chunks_exact_mut(k)) {
-        unpack(BITS, count, |word| words[word], &mut row[first..first + columns]);
-    }
+                for (row, codes) in codes.chunks_exact_mut(k).enumerate() {
+                    let word = |i: usize| u32::from_le_bytes(words[i][row]);
+                    unpack(BITS, words.len(), word, &mut codes[first..first + columns]);
+                }
+            }
+        },
+    )
 }
 
 /// The codes of whole words, by the shifts of GPTQModel's `dequantize_weight`: three words are 32 codes of 3 bits, two

@@ -1,12 +1,16 @@
 //! What the formats of quantized linears have in common: where a reader finds the tensors of a model that may lie in
-//! several files, what it checks of them, and what a writer refuses of a grid. No packing of bits.
+//! several files, what it checks of them, how it hands out integers, and what a writer refuses of a grid. No packing of
+//! bits.
 
-use std::cell::Cell;
+use std::borrow::Cow;
 use std::path::Path;
 
-use super::tensor::{Dtype, Tensor, encode_f32, is_float};
+use rayon::prelude::*;
+
+use super::spare::Spare;
+use super::tensor::{Dtype, Tensor, decode_f32, encode_f32, is_float};
 use crate::error::{Error, Result};
-use crate::quant::{LinearGrid, Scheme};
+use crate::quant::{Integers, LinearGrid, Scheme};
 
 /// Larger widths are no linear of any model, and their products could overflow.
 const WIDEST: usize = 1 << 28;
@@ -15,27 +19,11 @@ const WIDEST: usize = 1 << 28;
 pub struct Lookup<'a> {
     pub path: &'a Path,
     pub find: &'a dyn Fn(&str) -> Option<Tensor>,
-    /// Memory for codes, if there is some from before.
-    pub room: Cell<Vec<u8>>,
-}
-
-/// Memory for `len` codes, which hold anything. To touch new memory costs as much as to read codes into it, so whoever
-/// reads one linear after another hands on what it has.
-pub fn room_for(mut room: Vec<u8>, len: usize) -> Vec<u8> {
-    if room.capacity() < len {
-        return vec![0; len];
-    }
-    room.resize(len, 0);
-    room
 }
 
 impl Lookup<'_> {
     pub fn get(&self, name: &str) -> Option<Tensor> {
         (self.find)(name)
-    }
-
-    pub fn room(&self, len: usize) -> Vec<u8> {
-        room_for(self.room.take(), len)
     }
 
     /// An error about the file, with the one cure that is left to a reader.
@@ -64,10 +52,13 @@ impl Lookup<'_> {
             return Err(self.bad(found, format!("F16, BF16 or F32 {shape:?}")));
         }
         let scale = t.to_f32();
-        match scale.iter().find(|s| !s.is_finite() || **s <= 0.0) {
-            Some(bad) => Err(self.bad(format!("{name} holds {bad}"), "finite positive scales")),
-            None => Ok(scale),
+        let bad = |s: &f32| !s.is_finite() || *s <= 0.0;
+        // A look at all of them is vectorized, a search is not.
+        if !scale.iter().fold(false, |any, s| any | bad(s)) {
+            return Ok(scale);
         }
+        let found = scale.iter().copied().find(bad).unwrap_or(f32::NAN);
+        Err(self.bad(format!("{name} holds {found}"), "finite positive scales"))
     }
 
     /// Some writers give every linear a bias of zeros; one that is not zero would be lost here.
@@ -84,6 +75,86 @@ impl Lookup<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// Fills whole rows of codes from a row on, out of the bytes that hold them. Where these hold the grid as well, gives that
+/// of the rows.
+pub type ReadRows = Box<dyn Fn(&[u8], usize, &mut [u8]) -> Result<Option<LinearGrid>> + Send + Sync>;
+
+/// A linear [n, k] as a reader found it: checked, its integers still packed.
+pub struct Stored {
+    pub n: usize,
+    pub k: usize,
+    /// What the integers are packed in.
+    pub packed: Tensor,
+    /// None where it lies among the integers.
+    pub grid: Option<LinearGrid>,
+    /// Rows that are read at a time, so that they take whole cache lines of the file.
+    pub together: usize,
+    pub read: ReadRows,
+}
+
+impl Stored {
+    /// Hands out the codes, W_Z − qmin, some whole rows from a row on at a time, in parallel: they need not leave the cache.
+    /// What `each` makes of them comes back in the order of the rows. The pages of the file are let go of.
+    pub fn visit<T: Send>(
+        &self,
+        spare: &Spare<Vec<u8>>,
+        each: impl Fn(usize, &[u8]) -> T + Sync,
+    ) -> Result<(LinearGrid, Vec<T>)> {
+        let (n, k, bytes) = (self.n, self.k, self.packed.bytes());
+        let blocks = (0..n.div_ceil(self.together)).into_par_iter().with_max_len(1);
+        let visited = blocks.map(|block| {
+            let first = block * self.together;
+            spare.lend(|codes| {
+                codes.resize(self.together.min(n - first) * k, 0);
+                let grid = (self.read)(bytes, first, codes)?;
+                Ok((grid, each(first, codes)))
+            })
+        });
+        let visited: Vec<Result<_>> = visited.collect();
+        self.packed.forget();
+        // In order, so that of several errors the first is told.
+        let (grids, made): (Vec<_>, Vec<T>) = visited.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        Ok((self.joined(grids), made))
+    }
+
+    /// All integers. The pages of the file are let go of.
+    pub fn integers(&self) -> Result<Integers> {
+        let mut codes = vec![0; self.n * self.k];
+        let bytes = self.packed.bytes();
+        let blocks = codes.par_chunks_mut(self.together * self.k).enumerate();
+        let grids: Vec<Result<_>> =
+            blocks.map(|(block, codes)| (self.read)(bytes, block * self.together, codes)).collect();
+        self.packed.forget();
+        let grid = self.joined(grids.into_iter().collect::<Result<_>>()?);
+        Ok(Integers { codes, grid })
+    }
+
+    /// The grid of the linear, which was known, or is joined from those of its rows.
+    fn joined(&self, of_rows: Vec<Option<LinearGrid>>) -> LinearGrid {
+        if let Some(grid) = &self.grid {
+            return grid.clone();
+        }
+        let (mut scale, mut zero) = (Vec::new(), None);
+        for grid in of_rows.into_iter().flatten() {
+            scale.extend(grid.scale);
+            if let Some(rows) = grid.zero {
+                zero.get_or_insert_with(Vec::new).extend(rows);
+            }
+        }
+        LinearGrid { scale, zero }
+    }
+}
+
+/// What lies as [G, N], row by row: for readers, who take nothing from writers.
+pub fn by_row(values: &[f32], groups: usize) -> Vec<f32> {
+    let n = values.len() / groups;
+    let mut out = Vec::with_capacity(values.len());
+    for row in 0..n {
+        out.extend((0..groups).map(|group| values[group * n + row]));
+    }
+    out
 }
 
 /// Why no format can hold such a linear.
@@ -103,16 +174,20 @@ pub fn encode_scales(grid: &LinearGrid, n: usize, dtype: Dtype, transposed: bool
     if n == 0 || !grid.scale.len().is_multiple_of(n) {
         return Err(format!("{} scales for {n} rows", grid.scale.len()));
     }
-    let scale = if transposed { transpose(&grid.scale, n) } else { grid.scale.clone() };
+    let scale = if transposed { Cow::Owned(transpose(&grid.scale, n)) } else { Cow::Borrowed(&grid.scale[..]) };
     let bytes = encode_f32(&scale, dtype);
-    let back = Tensor::owned(bytes.clone(), dtype, vec![scale.len()]).to_f32();
-    if let Some(at) = scale.iter().zip(&back).position(|(s, b)| s != b || !s.is_finite() || *s <= 0.0) {
-        let groups = grid.scale.len() / n;
-        let (row, group) = if transposed { (at % n, at / n) } else { (at / groups, at % groups) };
-        let why = format!("not a positive number exact in {dtype:?}");
-        return Err(format!("the scale {:e} of row {row}, group {group} is {why}", scale[at]));
+    let mut back = vec![0.0; scale.len()];
+    decode_f32(&bytes, dtype, &mut back);
+    let bad = |(s, b): (&f32, &f32)| s != b || !s.is_finite() || *s <= 0.0;
+    // A look at all of them is vectorized, a search is not.
+    if !scale.iter().zip(&back).fold(false, |any, pair| any | bad(pair)) {
+        return Ok(bytes);
     }
-    Ok(bytes)
+    let at = scale.iter().zip(&back).position(bad).unwrap_or(0);
+    let groups = grid.scale.len() / n;
+    let (row, group) = if transposed { (at % n, at / n) } else { (at / groups, at % groups) };
+    let why = format!("not a positive number exact in {dtype:?}");
+    Err(format!("the scale {:e} of row {row}, group {group} is {why}", scale[at]))
 }
 
 /// Unsigned zero points z + 2^(b−1) [G, N]; those of a symmetric scheme are all 2^(b−1).
@@ -133,8 +208,18 @@ pub fn zero_codes(grid: &LinearGrid, n: usize, k: usize, scheme: Scheme) -> Resu
     zero.iter().enumerate().map(code).collect()
 }
 
-/// [N, G] to [G, N].
-fn transpose(values: &[f32], n: usize) -> Vec<f32> {
-    let groups = values.len() / n;
-    (0..groups * n).map(|at| values[at % n * groups + at / n]).collect()
+/// [rows, N] to [N, rows].
+fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
+    let columns = values.len() / rows;
+    let mut out = vec![0.0; values.len()];
+    // Some rows at a time, whose values share cache lines of the result.
+    for (block, some) in values.chunks(16 * columns.max(1)).enumerate() {
+        for column in 0..columns {
+            let out = &mut out[column * rows + 16 * block..];
+            for (out, row) in out.iter_mut().zip(some.chunks_exact(columns)) {
+                *out = row[column];
+            }
+        }
+    }
+    out
 }

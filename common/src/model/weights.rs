@@ -10,7 +10,7 @@ use crate::compute::backend::{Backend, LowRank, LowRankGrads, Weight};
 use crate::compute::cpu::simd::simd;
 use crate::error::Result;
 use crate::format::tensor::{Dtype, Tensor};
-use crate::quant::{Factors, Integers, LinearGrid, Phi, RealWeight, Scheme, grid, pack};
+use crate::quant::{Factors, Integers, LinearGrid, Phi, Rounding, Scheme, grid, pack};
 
 /// Any artefact that holds a whole model.
 pub trait Source: Sync {
@@ -18,6 +18,15 @@ pub trait Source: Sync {
     /// A tensor that stays floating point ([`names::floats`]).
     fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
     fn linear(&self, linear: &LinearName) -> Result<HostLinear>;
+
+    /// The grid of the forward pass of a quantized linear. Where it can be read without the rest, it is.
+    fn grid(&self, linear: &LinearName) -> Result<LinearGrid> {
+        Ok(match self.linear(linear)? {
+            HostLinear::LowRank(w) => w.grid(),
+            HostLinear::Codes(Codes { scale, zero, .. }) => LinearGrid { scale, zero },
+            HostLinear::Float(_) => unreachable!("a weight in floating point has no grid"),
+        })
+    }
 }
 
 /// A linear's weight as an artefact holds it.
@@ -53,67 +62,38 @@ pub struct HostLowRank {
 impl HostLowRank {
     /// The grid of the forward pass.
     pub fn grid(&self) -> LinearGrid {
-        LinearGrid { scale: self.scale.iter().map(|s| grid::forward_scale(*s)).collect(), zero: self.zero.clone() }
+        forward_grid(LinearGrid { scale: self.scale.clone(), zero: self.zero.clone() })
+    }
+
+    /// What makes the integers of a linear of `k` inputs.
+    pub fn rounding(&self, k: usize) -> Rounding<'_> {
+        Rounding::new(Factors {
+            scheme: self.scheme,
+            phi: self.phi.bytes(),
+            stored: self.stored,
+            a: &self.a,
+            b: &self.b,
+            rank: self.rank,
+            factor: self.alpha / self.rank as f32,
+            k,
+        })
     }
 
     /// W_Z = clip(round(Φ0 + α/r·AB)) and the forward scales, packed: what evaluation of a checkpoint computes with.
     pub fn fold(&self, n: usize, k: usize) -> Codes {
         let LinearGrid { scale, zero } = self.grid();
-        let rounding = Rounding::new(self, k);
+        let rounding = self.rounding(k);
         let codes = pack_codes(self.scheme, n, k, |first, codes| rounding.rows(first, codes));
         Codes { scheme: self.scheme, codes, scale, zero }
     }
 }
 
-/// Makes the integers of a linear, W_Z = clip(round(Φ0 + α/r·AB)), some rows at a time.
-pub struct Rounding<'a>(RealWeight<'a>);
-
-impl Rounding<'_> {
-    pub fn new(w: &HostLowRank, k: usize) -> Rounding<'_> {
-        Rounding(RealWeight::new(Factors {
-            scheme: w.scheme,
-            phi: w.phi.bytes(),
-            stored: w.stored,
-            a: &w.a,
-            b: &w.b,
-            rank: w.rank,
-            factor: w.alpha / w.rank as f32,
-            k,
-        }))
+/// The grid of the forward pass, of one with the masters.
+pub fn forward_grid(mut masters: LinearGrid) -> LinearGrid {
+    for s in &mut masters.scale {
+        *s = grid::forward_scale(*s);
     }
-
-    /// W_Z − qmin of whole rows from row `first` on.
-    pub fn rows(&self, first: usize, codes: &mut [u8]) {
-        // So many that a panel of B, once in the cache, serves some blocks, and so few that their Φ0 are read as streams.
-        const TOGETHER: usize = 4 * grid::ROWS;
-        let k = self.0.of.k;
-        for (i, codes) in codes.chunks_mut(TOGETHER * k).enumerate() {
-            simd(
-                #[inline(always)]
-                || {
-                    for from in (0..k).step_by(grid::COLUMNS) {
-                        for (j, codes) in codes.chunks_mut(grid::ROWS * k).enumerate() {
-                            self.block(first + i * TOGETHER + j * grid::ROWS, from, codes);
-                        }
-                    }
-                },
-            );
-        }
-    }
-
-    /// Up to [`grid::ROWS`] rows of `codes`, in the columns that begin at `from`.
-    #[inline(always)]
-    fn block(&self, first: usize, from: usize, codes: &mut [u8]) {
-        let Factors { scheme, k, .. } = self.0.of;
-        let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
-        let columns = from..(from + grid::COLUMNS).min(k);
-        let z = self.0.block(first..first + codes.len() / k, columns.clone());
-        for (z, codes) in z.iter().zip(codes.chunks_exact_mut(k)) {
-            for (code, z) in codes[columns.clone()].iter_mut().zip(z) {
-                *code = grid::unsigned_code(*z, qmin, qmax);
-            }
-        }
-    }
+    masters
 }
 
 impl Codes {
@@ -150,13 +130,14 @@ pub fn pack_rows(scheme: Scheme, n: usize, k: usize, real: impl Fn(usize, &mut [
 
 /// Packs codes, W_Z − qmin, made by `make` for a few rows from row `first` on, in parallel.
 fn pack_codes(scheme: Scheme, n: usize, k: usize, make: impl Fn(usize, &mut [u8]) + Sync) -> Tensor {
+    const ROWS: usize = 16;
     let words = pack::words(k, scheme.bits);
     let mut bytes = vec![0u8; n * words * 4];
-    bytes.par_chunks_mut(grid::ROWS * words * 4).enumerate().for_each_init(
-        || (vec![0; grid::ROWS * k], vec![0; words]),
+    bytes.par_chunks_mut(ROWS * words * 4).enumerate().for_each_init(
+        || (vec![0; ROWS * k], vec![0; words]),
         |(codes, packed), (block, out)| {
             let codes = &mut codes[..out.len() / (4 * words) * k];
-            make(block * grid::ROWS, codes);
+            make(block * ROWS, codes);
             for (codes, out) in codes.chunks_exact(k).zip(out.chunks_exact_mut(4 * words)) {
                 pack_row(codes, scheme.bits, packed, out);
             }

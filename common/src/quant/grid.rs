@@ -6,6 +6,7 @@
 use std::array;
 
 use half::bf16;
+use pulp::Simd;
 
 /// The smallest scale: exact in f16 (subnormal with 8 significant bits) and in bf16.
 pub const MIN_SCALE: f32 = 1.0 / 131072.0; // 2^-17
@@ -105,6 +106,37 @@ impl Panels {
         for (z, c) in z.iter_mut().zip(&c) {
             for j in 0..COLUMNS {
                 z[j] = factor.mul_add(c[j], z[j]);
+            }
+        }
+    }
+
+    /// C of [`Panels::add`], of the same operations in the same order, for N rows and panel `p`, to the columns of `c` from
+    /// `at` on: in registers that are named, since compilers do not find as many, nor the best use of fewer. `a` [r, N].
+    #[inline(always)]
+    pub fn sums<S: Simd, const N: usize, const WIDTH: usize>(
+        &self,
+        simd: S,
+        p: usize,
+        a: &[[f32; N]],
+        c: &mut [[f32; WIDTH]; N],
+        at: usize,
+    ) {
+        const VECTORS: usize = 2;
+        let width = VECTORS * S::F32_LANES;
+        let panel = &self.rows[p * self.rank..(p + 1) * self.rank];
+        for from in (0..COLUMNS).step_by(width) {
+            let mut sums = [[simd.splat_f32s(0.0); VECTORS]; N];
+            for (a, PanelRow(b)) in a.iter().zip(panel) {
+                let b = S::as_simd_f32s(&b[from..from + width]).0;
+                for n in 0..N {
+                    let a = simd.splat_f32s(a[n]);
+                    for v in 0..VECTORS {
+                        sums[n][v] = simd.mul_add_f32s(a, b[v], sums[n][v]);
+                    }
+                }
+            }
+            for (c, sums) in c.iter_mut().zip(&sums) {
+                S::as_mut_simd_f32s(&mut c[at + from..at + from + width]).0.copy_from_slice(sums);
             }
         }
     }

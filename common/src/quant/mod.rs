@@ -9,10 +9,12 @@ pub mod lowrank;
 pub mod pack;
 pub mod phi;
 pub mod real;
+pub mod rounding;
 pub mod scheme;
 mod search;
 
 pub use integers::{Integers, LinearGrid};
 pub use phi::Phi;
 pub use real::{Factors, RealWeight};
+pub use rounding::Rounding;
 pub use scheme::Scheme;

@@ -19,9 +19,9 @@ pub fn pack(codes: &[u8], bits: u32, out: &mut [u32]) {
 pub fn pack_bytes(codes: &[u8], bits: u32, out: &mut [u8]) {
     assert_eq!(out.len(), 4 * words(codes.len(), bits));
     match bits {
-        2 => pack_width::<2>(codes, out),
+        2 => pack_fours(codes, out),
         3 => pack_width::<3>(codes, out),
-        4 => pack_width::<4>(codes, out),
+        4 => pack_pairs(codes, out),
         5 => pack_width::<5>(codes, out),
         6 => pack_width::<6>(codes, out),
         7 => pack_width::<7>(codes, out),
@@ -29,6 +29,41 @@ pub fn pack_bytes(codes: &[u8], bits: u32, out: &mut [u8]) {
             out[..codes.len()].copy_from_slice(codes);
             out[codes.len()..].fill(0);
         }
+    }
+}
+
+/// Four codes of two bits in a byte.
+#[inline(always)]
+fn pack_fours(codes: &[u8], out: &mut [u8]) {
+    let (fours, rest) = codes.as_chunks::<4>();
+    let byte = |codes: [u8; 4]| {
+        let x = u32::from_le_bytes(codes);
+        (x | x >> 6 | x >> 12 | x >> 18) as u8
+    };
+    let (whole, last) = out.split_at_mut(fours.len());
+    for (out, codes) in whole.iter_mut().zip(fours) {
+        *out = byte(*codes);
+    }
+    last.fill(0);
+    if let Some(last) = last.first_mut() {
+        let mut padded = [0; 4];
+        padded[..rest.len()].copy_from_slice(rest);
+        *last = byte(padded);
+    }
+}
+
+/// Two codes of four bits in a byte.
+#[inline(always)]
+fn pack_pairs(codes: &[u8], out: &mut [u8]) {
+    let (pairs, rest) = codes.as_chunks::<2>();
+    let (whole, last) = out.split_at_mut(pairs.len());
+    for (out, codes) in whole.iter_mut().zip(pairs) {
+        let x = u16::from_le_bytes(*codes);
+        *out = (x | x >> 4) as u8;
+    }
+    last.fill(0);
+    if let (Some(last), [code]) = (last.first_mut(), rest) {
+        *last = *code;
     }
 }
 

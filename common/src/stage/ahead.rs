@@ -1,63 +1,122 @@
-//! Making a tensor while the one before it is written, in two buffers that serve them all: memory that was never
-//! touched before costs more than most of the work that is done in it.
+//! Making tensors while those before them are written, in two buffers that serve them all: memory that was never touched
+//! before costs more than most of the work that is done in it. Small tensors are made along with the large one that
+//! follows, so that there is always something large to make while something large is written.
 
 use std::mem::swap;
 
+use crate::compute::cpu::aligned::Aligned;
 use crate::error::Result;
 use crate::format::tensor::Tensor;
+
+/// Bytes of small tensors that are written together.
+const ENOUGH: usize = 1 << 20;
 
 /// A tensor on its way to a file.
 #[derive(Default)]
 pub struct Made {
-    buffer: Vec<u8>,
-    used: usize,
-    stored: Option<Tensor>,
+    holds: Holds,
+    small: Vec<u8>,
+    /// In huge pages: formats that store a linear transposed write to all of its pages over and over.
+    large: Option<Aligned<u8>>,
+}
+
+#[derive(Default)]
+enum Holds {
+    #[default]
+    Small,
+    Large {
+        used: usize,
+    },
+    /// It is copied as it lies in the input.
+    Stored(Tensor),
 }
 
 impl Made {
-    /// Room for a tensor of `len` bytes, which hold anything.
-    pub fn room(&mut self, len: usize) -> &mut [u8] {
-        if self.buffer.len() < len {
-            self.buffer.resize(len, 0);
-        }
-        (self.used, self.stored) = (len, None);
-        &mut self.buffer[..len]
+    /// Room for a large tensor of `len` bytes, which hold anything.
+    pub fn room(&mut self, len: usize) -> Result<&mut [u8]> {
+        self.holds = Holds::Large { used: len };
+        let buffer = match self.large.take() {
+            Some(buffer) if buffer.len() >= len => buffer,
+            less => {
+                drop(less);
+                Aligned::zeros(len)?
+            }
+        };
+        Ok(&mut self.large.insert(buffer)[..len])
     }
 
-    pub fn put(&mut self, bytes: &[u8]) {
-        self.room(bytes.len()).copy_from_slice(bytes);
+    pub fn put(&mut self, bytes: Vec<u8>) {
+        (self.holds, self.small) = (Holds::Small, bytes);
     }
 
     /// It is copied as it lies in the input.
     pub fn store(&mut self, tensor: Tensor) {
-        self.stored = Some(tensor);
+        self.holds = Holds::Stored(tensor);
     }
 
     pub fn stored(&self) -> Option<&Tensor> {
-        self.stored.as_ref()
+        match &self.holds {
+            Holds::Stored(tensor) => Some(tensor),
+            _ => None,
+        }
     }
 
     pub fn bytes(&self) -> &[u8] {
-        &self.buffer[..self.used]
+        match &self.holds {
+            Holds::Large { used } => self.large.as_ref().map_or(&[], |buffer| &buffer[..*used]),
+            _ => &self.small,
+        }
     }
 }
 
-/// `make` and `write` see the specs in order, `make` one ahead.
+/// Some tensors that follow each other, of which only the last may be large: they share its buffer.
+#[derive(Default)]
+struct Batch {
+    made: Vec<Made>,
+    buffer: Option<Aligned<u8>>,
+}
+
+impl Batch {
+    fn make<S>(&mut self, specs: &[S], make: &mut impl FnMut(&S, &mut Made) -> Result<()>) -> Result<()> {
+        if let Some(last) = self.made.pop() {
+            self.buffer = last.large.or(self.buffer.take());
+        }
+        self.made.clear();
+        let mut bytes = 0;
+        for spec in specs {
+            let mut made = Made { large: self.buffer.take(), ..Made::default() };
+            make(spec, &mut made)?;
+            let small = matches!(made.holds, Holds::Small);
+            if small {
+                bytes += made.small.len();
+                self.buffer = made.large.take();
+            }
+            self.made.push(made);
+            if !small || bytes >= ENOUGH {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `make` and `write` see the specs in order, `make` ahead.
 pub fn ahead<S: Sync>(
     specs: &[S],
     mut make: impl FnMut(&S, &mut Made) -> Result<()> + Send,
     mut write: impl FnMut(&S, &Made) -> Result<()> + Send,
 ) -> Result<()> {
-    let (mut now, mut next) = (Made::default(), Made::default());
-    if let Some(spec) = specs.first() {
-        make(spec, &mut now)?;
-    }
-    for (i, spec) in specs.iter().enumerate() {
-        let (written, made) =
-            rayon::join(|| write(spec, &now), || specs.get(i + 1).map_or(Ok(()), |spec| make(spec, &mut next)));
+    let (mut now, mut next) = (Batch::default(), Batch::default());
+    let mut rest = specs;
+    now.make(rest, &mut make)?;
+    while !rest.is_empty() {
+        let (specs, after) = rest.split_at(now.made.len());
+        let mut write_all = || specs.iter().zip(&now.made).try_for_each(|(spec, made)| write(spec, made));
+        let (written, made) = rayon::join(&mut write_all, || next.make(after, &mut make));
         written?;
         made?;
         swap(&mut now, &mut next);
+        rest = after;
     }
     Ok(())
 }
@@ -66,18 +125,24 @@ pub fn ahead<S: Sync>(
 mod tests {
     use super::*;
     use crate::error::Error;
+    use crate::format::tensor::Dtype;
 
     #[test]
     fn each_is_written_as_it_was_made() {
-        for count in 0..5usize {
-            let specs: Vec<usize> = (0..count).map(|i| (i * 7 + 3) % 5).collect();
+        for count in 0..20usize {
+            let specs: Vec<usize> = (0..count).map(|i| (i * i * 7 + 3) % 11).collect();
             let mut written = Vec::new();
             let make = |n: &usize, made: &mut Made| {
-                made.put(&vec![*n as u8; *n]);
+                let bytes = vec![*n as u8; *n];
+                match n % 3 {
+                    0 => made.room(*n)?.copy_from_slice(&bytes),
+                    1 => made.put(bytes),
+                    _ => made.store(Tensor::owned(bytes, Dtype::U8, vec![*n])),
+                }
                 Ok(())
             };
             let write = |_: &usize, made: &Made| {
-                written.push(made.bytes().to_vec());
+                written.push(made.stored().map_or(made.bytes(), Tensor::bytes).to_vec());
                 Ok(())
             };
             ahead(&specs, make, write).unwrap();
@@ -87,13 +152,17 @@ mod tests {
 
     #[test]
     fn an_error_ends_it() {
-        let mut written = 0;
-        let make = |n: &usize, _: &mut Made| if *n < 2 { Ok(()) } else { Err(Error::usage("two", "less")) };
+        let (mut made, mut written) = (0, 0);
+        let make = |n: &usize, of: &mut Made| {
+            made += 1;
+            of.room(1)?;
+            if *n < 2 { Ok(()) } else { Err(Error::usage("two", "less")) }
+        };
         let write = |_: &usize, _: &Made| {
             written += 1;
             Ok(())
         };
         assert!(ahead(&[0, 1, 2, 3], make, write).is_err());
-        assert_eq!(written, 2);
+        assert_eq!((made, written), (3, 2));
     }
 }

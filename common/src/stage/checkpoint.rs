@@ -18,7 +18,8 @@ use crate::format::safetensors::TensorFile;
 use crate::format::tensor::Tensor;
 use crate::model::Config;
 use crate::model::names::LinearName;
-use crate::model::weights::{HostLinear, Source};
+use crate::model::weights::{HostLinear, Source, forward_grid};
+use crate::quant::LinearGrid;
 
 pub const TRAINED: &str = "trained.safetensors";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
@@ -72,5 +73,9 @@ impl Source for Checkpoint {
 
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
         Ok(HostLinear::LowRank(self.wrapped.linear_from(linear, Some(&self.trained))?))
+    }
+
+    fn grid(&self, linear: &LinearName) -> Result<LinearGrid> {
+        self.wrapped.masters_from(linear, Some(&self.trained)).map(forward_grid)
     }
 }

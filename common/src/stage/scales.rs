@@ -84,10 +84,13 @@ pub fn put(writer: &mut TensorWriter, name: &str, grid: &LinearGrid) -> Result<(
 pub fn read_grid(file: &TensorFile, linear: &LinearName, scheme: Scheme) -> Result<LinearGrid> {
     let shape = [linear.n, scheme.groups(linear.k)];
     let scale = file.expect(&format!("{}.scale", linear.name), Dtype::F32, &shape)?.to_f32();
-    if let Some(bad) = scale.iter().find(|s| !s.is_finite() || **s <= 0.0) {
+    let bad = |s: &f32| !s.is_finite() || *s <= 0.0;
+    // A look at all of them is vectorized, a search is not.
+    if scale.iter().fold(false, |any, s| any | bad(s)) {
+        let found = scale.iter().copied().find(bad).unwrap_or(f32::NAN);
         return Err(Error::input(
             file.path(),
-            format!("{}.scale holds {bad}", linear.name),
+            format!("{}.scale holds {found}", linear.name),
             "finite positive scales",
             "make the file again",
         ));

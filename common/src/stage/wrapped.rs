@@ -25,7 +25,7 @@ use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
 use crate::format::tensor::{Dtype, Tensor, decode_f32};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{HostLinear, HostLowRank, Source};
+use crate::model::weights::{HostLinear, HostLowRank, Source, forward_grid};
 use crate::quant::lanes::not_finite;
 use crate::quant::{LinearGrid, Phi, Scheme, lowrank};
 
@@ -95,10 +95,10 @@ pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each:
     let make = |spec: &Spec, made: &mut Made| {
         let (linear, suffix) = place(spec);
         match (linear, suffix.as_str()) {
-            (Some(linear), "phi") => downcast(scales, linear, w, made.room(spec.bytes()))?,
-            (Some(_), "lora_a") => made.room(spec.bytes()).fill(0),
+            (Some(linear), "phi") => downcast(scales, linear, w, made.room(spec.bytes())?)?,
+            (Some(_), "lora_a") => made.room(spec.bytes())?.fill(0),
             (Some(linear), "lora_b") => {
-                made.put(bytemuck::cast_slice(&lowrank::init_b(w.rank, linear.k, w.seed, &spec.name)));
+                made.put(bytemuck::cast_slice(&lowrank::init_b(w.rank, linear.k, w.seed, &spec.name)).to_vec());
             }
             (Some(_), _) => {}
             (None, _) => {
@@ -204,26 +204,22 @@ impl Wrapped {
         self.file.expect_float(name, shape)
     }
 
+    /// The scales that are trained, as `trained` has them if it is given, and the zero points.
+    pub fn masters_from(&self, linear: &LinearName, trained: Option<&TensorFile>) -> Result<LinearGrid> {
+        let start = read_grid(&self.file, linear, self.scheme)?;
+        let Some(trained) = trained else { return Ok(start) };
+        let scale = read_finite(trained, linear, "scale", [linear.n, self.scheme.groups(linear.k)])?;
+        Ok(LinearGrid { scale, ..start })
+    }
+
     /// A linear with its trained tensors taken from `trained`, or at their start.
     pub fn linear_from(&self, linear: &LinearName, trained: Option<&TensorFile>) -> Result<HostLowRank> {
         let (n, k, w) = (linear.n, linear.k, &self.wrapping);
         let phi =
             self.file.expect(&format!("{}.phi", linear.name), Dtype::U8, &[n, w.phi.row_bytes(self.scheme, k)])?;
-        let LinearGrid { mut scale, zero } = read_grid(&self.file, linear, self.scheme)?;
+        let LinearGrid { scale, zero } = self.masters_from(linear, trained)?;
         let from = trained.unwrap_or(&self.file);
-        let read = |suffix: &str, shape: [usize; 2]| {
-            let name = format!("{}.{suffix}", linear.name);
-            let tensor = from.expect(&name, Dtype::F32, &shape)?;
-            let values = tensor.to_f32();
-            tensor.forget();
-            match not_finite(&values) {
-                None => Ok(values),
-                Some(at) => Err(not_finite_in(&name, at / shape[1], from.path(), "make the file again")),
-            }
-        };
-        if trained.is_some() {
-            scale = read("scale", [n, self.scheme.groups(k)])?;
-        }
+        let read = |suffix, shape| read_finite(from, linear, suffix, shape);
         Ok(HostLowRank {
             scheme: self.scheme,
             stored: w.phi,
@@ -238,6 +234,18 @@ impl Wrapped {
     }
 }
 
+/// The values of a tensor of a linear, none of which may be infinite or no number.
+fn read_finite(from: &TensorFile, linear: &LinearName, suffix: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
+    let name = format!("{}.{suffix}", linear.name);
+    let tensor = from.expect(&name, Dtype::F32, &shape)?;
+    let values = tensor.to_f32();
+    tensor.forget();
+    match not_finite(&values) {
+        None => Ok(values),
+        Some(at) => Err(not_finite_in(&name, at / shape[1], from.path(), "make the file again")),
+    }
+}
+
 impl Source for Wrapped {
     fn config(&self) -> &Config {
         &self.config
@@ -249,5 +257,9 @@ impl Source for Wrapped {
 
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
         Ok(HostLinear::LowRank(self.linear_from(linear, None)?))
+    }
+
+    fn grid(&self, linear: &LinearName) -> Result<LinearGrid> {
+        self.masters_from(linear, None).map(forward_grid)
     }
 }

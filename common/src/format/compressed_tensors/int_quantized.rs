@@ -13,15 +13,15 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::config;
 use crate::error::{Error, Result};
-use crate::format::quantized::{self, Lookup};
+use crate::format::quantized::{self, Lookup, Stored};
 use crate::format::safetensors::Spec;
 use crate::format::tensor::Dtype;
-use crate::quant::{Integers, LinearGrid, Scheme};
+use crate::quant::lanes::simd;
+use crate::quant::{LinearGrid, Scheme};
 
 /// Suffix of the tensor that holds the codes.
 pub const CODES: &str = "weight";
@@ -67,16 +67,17 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme, scale: Dtype) -> 
     ]
 }
 
-/// `weight` of codes [N, K]: the signed byte is the code with its highest bit turned over.
-pub fn encode_codes(codes: &[u8], n: usize, k: usize, _: Scheme) -> Vec<u8> {
-    assert_eq!(codes.len(), n * k);
-    let mut out = vec![0; codes.len()];
-    out.par_chunks_mut(1 << 16).zip(codes.par_chunks(1 << 16)).for_each(|(out, codes)| {
-        for (out, code) in out.iter_mut().zip(codes) {
-            *out = code ^ 0x80;
-        }
-    });
-    out
+/// `weight` of some rows of codes: the signed byte is the code with its highest bit turned over.
+pub fn encode_codes(codes: &[u8], out: &mut [u8]) {
+    assert_eq!(codes.len(), out.len());
+    simd(
+        #[inline(always)]
+        || {
+            for (out, code) in out.iter_mut().zip(codes) {
+                *out = code ^ 0x80;
+            }
+        },
+    );
 }
 
 /// Every other tensor of a linear, by its suffix; `scale` is the type of the scales.
@@ -94,19 +95,25 @@ pub fn encode_rest(
     }
 }
 
-/// The integers of one linear.
-pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Integers> {
+/// One linear.
+pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Stored> {
     if let Some(why) = unfit(n, k, scheme) {
         return Err(at.bad(format!("{linear}: {why}"), "a linear of this format"));
     }
     let weight = at.expect(&format!("{linear}.{CODES}"), Dtype::I8, &[n, k])?;
     let scale = at.scales(&format!("{linear}.weight_scale"), &[n, scheme.groups(k)])?;
     at.no_bias(linear)?;
-    let mut codes = at.room(n * k);
-    codes.par_chunks_mut(1 << 16).zip(weight.bytes().par_chunks(1 << 16)).for_each(|(codes, bytes)| {
-        for (code, byte) in codes.iter_mut().zip(bytes) {
-            *code = (i16::from(*byte as i8) + 128) as u8;
-        }
-    });
-    Ok(Integers { codes, grid: LinearGrid { scale, zero: None } })
+    let rows = move |weight: &[u8], first: usize, codes: &mut [u8]| {
+        simd(
+            #[inline(always)]
+            || {
+                for (code, byte) in codes.iter_mut().zip(&weight[first * k..]) {
+                    *code = (i16::from(*byte as i8) + 128) as u8;
+                }
+            },
+        );
+        Ok(None)
+    };
+    let grid = Some(LinearGrid { scale, zero: None });
+    Ok(Stored { n, k, packed: weight, grid, together: 16, read: Box::new(rows) })
 }

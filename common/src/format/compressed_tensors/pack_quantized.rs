@@ -12,16 +12,15 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde_json::Value;
 
 use super::config;
 use crate::error::Result;
-use crate::format::quantized::{self, Lookup};
+use crate::format::quantized::{self, Lookup, Stored};
 use crate::format::safetensors::Spec;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::lanes::simd;
-use crate::quant::{Integers, LinearGrid, Scheme, pack};
+use crate::quant::{LinearGrid, Scheme, pack};
 
 /// Suffix of the tensor that holds the codes.
 pub const CODES: &str = "weight_packed";
@@ -57,23 +56,18 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme, scale: Dtype) -> 
     specs
 }
 
-/// `weight_packed` of codes [N, K].
-pub fn encode_codes(codes: &[u8], n: usize, k: usize, scheme: Scheme) -> Vec<u8> {
-    assert_eq!(codes.len(), n * k);
+/// `weight_packed` of some rows of `k` codes.
+pub fn encode_codes(codes: &[u8], k: usize, scheme: Scheme, out: &mut [u8]) {
     let row = 4 * pack::words(k, scheme.bits);
-    let rows = (1 << 16) / k.max(1) + 1;
-    let mut out = vec![0; n * row];
-    out.par_chunks_mut(rows * row).zip(codes.par_chunks(rows * k)).for_each(|(out, codes)| {
-        simd(
-            #[inline(always)]
-            || {
-                for (out, codes) in out.chunks_exact_mut(row).zip(codes.chunks_exact(k)) {
-                    pack::pack_bytes(codes, scheme.bits, out);
-                }
-            },
-        );
-    });
-    out
+    assert_eq!(codes.len() / k * row, out.len());
+    simd(
+        #[inline(always)]
+        || {
+            for (out, codes) in out.chunks_exact_mut(row).zip(codes.chunks_exact(k)) {
+                pack::pack_bytes(codes, scheme.bits, out);
+            }
+        },
+    );
 }
 
 /// Every other tensor of a linear, by its suffix; `scale` is the type of the scales.
@@ -150,8 +144,8 @@ pub fn read_packed(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme
     Ok(Packed { codes, grid: LinearGrid { scale, zero: zero.transpose()? } })
 }
 
-/// The integers of one linear, element by element where the format says that they lie.
-pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Integers> {
+/// One linear, its integers read element by element where the format says that they lie.
+pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Stored> {
     let packed = read_packed(at, linear, n, k, scheme)?;
     let unpack = match scheme.bits {
         2 => unpack_row::<2>,
@@ -162,10 +156,14 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
         7 => unpack_row::<7>,
         _ => unpack_row::<8>,
     };
-    let mut codes = at.room(n * k);
-    let rows = packed.codes.bytes().par_chunks(4 * packed.codes.shape[1]);
-    codes.par_chunks_mut(k).zip(rows).for_each(|(codes, row)| unpack(row, codes));
-    Ok(Integers { codes, grid: packed.grid })
+    let row = 4 * packed.codes.shape[1];
+    let rows = move |bytes: &[u8], first: usize, codes: &mut [u8]| {
+        for (codes, row) in codes.chunks_exact_mut(k).zip(bytes[first * row..].chunks_exact(row)) {
+            unpack(row, codes);
+        }
+        Ok(None)
+    };
+    Ok(Stored { n, k, packed: packed.codes, grid: Some(packed.grid), together: 16, read: Box::new(rows) })
 }
 
 fn unpack_row<const BITS: usize>(row: &[u8], codes: &mut [u8]) {

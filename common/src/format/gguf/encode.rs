@@ -16,6 +16,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::blocks::GgmlType::{self, *};
+use crate::quant::lanes::simd;
 use crate::quant::{Integers, Scheme};
 
 /// The smallest type that holds the integers of a linear of `k` inputs, if one does.
@@ -38,50 +39,72 @@ fn holds(ty: GgmlType, scheme: Scheme, k: usize) -> bool {
     fits && k.is_multiple_of(group) && group.is_multiple_of(ty.block_len())
 }
 
-/// The blocks of a linear [n, k], row by row. `ty` is [`exact_type`]'s or another of the table that holds it.
-pub fn encode(ty: GgmlType, scheme: Scheme, n: usize, k: usize, integers: &Integers) -> Vec<u8> {
+/// The blocks of some rows of `k` integers to `out`. `ty` is [`exact_type`]'s or another of the table that holds them.
+pub fn encode(ty: GgmlType, scheme: Scheme, k: usize, integers: &Integers, out: &mut [u8]) {
     assert!(holds(ty, scheme, k), "{} cannot hold {scheme} in rows of {k}", ty.name());
     let (group, groups) = (scheme.group_size(k), scheme.groups(k));
     let Integers { codes, grid } = integers;
+    let (n, half) = (codes.len() / k, 1u8 << (scheme.bits - 1));
     assert!(codes.len() == n * k && grid.scale.len() == n * groups, "integers of [{n}, {k}]");
-    let half = 1u8 << (scheme.bits - 1);
     let group_bytes = group / ty.block_len() * ty.block_bytes();
-    let mut out = vec![0; n * groups * group_bytes];
-    let rows = out.par_chunks_mut(groups * group_bytes).zip(codes.par_chunks(k)).enumerate();
-    rows.for_each(|(row, (out, codes))| {
-        let parts = out.chunks_exact_mut(group_bytes).zip(codes.chunks_exact(group));
-        for (at, (out, codes)) in (row * groups..).zip(parts) {
-            let s = grid.scale[at];
-            let d = scale(s);
-            // z + 2^(b−1): the zero point as the codes count.
-            let z = grid.zero.as_ref().map_or(0.0, |zero| zero[at]) + half as f32;
-            match ty {
-                Q2K => q2_k(d, z as u8, codes, out),
-                Q3K => q3_k(d, codes, out),
-                Q4_0 => q4_0(d, 8 - half, codes, out),
-                Q4_1 => q4_1(d, f16::from_f32(0.0 - z * s).to_le_bytes(), codes, out),
-                _ => q8_0(d, half, codes, out),
+    assert_eq!(out.len(), n * groups * group_bytes);
+    simd(
+        #[inline(always)]
+        || {
+            let parts = out.chunks_exact_mut(group_bytes).zip(codes.chunks_exact(group));
+            for (at, (out, codes)) in parts.enumerate() {
+                let s = grid.scale[at];
+                let d = scale(s);
+                // z + 2^(b−1): the zero point as the codes count.
+                let z = grid.zero.as_ref().map_or(0.0, |zero| zero[at]) + half as f32;
+                match ty {
+                    Q2K => q2_k(d, z as u8, codes, out),
+                    Q3K => q3_k(d, codes, out),
+                    Q4_0 => q4_0(d, 8 - half, codes, out),
+                    Q4_1 => q4_1(d, f16::from_f32(0.0 - z * s).to_le_bytes(), codes, out),
+                    _ => q8_0(d, half, codes, out),
+                }
             }
-        }
-    });
-    out
+        },
+    );
 }
 
+#[inline(always)]
 fn scale(s: f32) -> [u8; 2] {
     let d = f16::from_f32(s);
     debug_assert!(d.to_f32() == s && s > 0.0, "scale {s} is exact in f16");
     d.to_le_bytes()
 }
 
+/// Bit pairs, 32 codes a run, four runs in 32 bytes. (Here and below bytes are made beside the block, so that the compiler
+/// sees that nothing read is written.)
+#[inline(always)]
+fn pairs(q: &[u8; 256], b: &mut [u8]) {
+    for (q, b) in q.as_chunks::<128>().0.iter().zip(b.as_chunks_mut::<32>().0) {
+        let mut bytes = [0; 32];
+        for l in 0..32 {
+            bytes[l] = q[l] & 3 | (q[l + 32] & 3) << 2 | (q[l + 64] & 3) << 4 | q[l + 96] << 6;
+        }
+        *b = bytes;
+    }
+}
+
+/// Byte j holds code j, and code j + 16 above it.
+#[inline(always)]
+fn nibbles(q: &[u8; 32], shift: u8) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for j in 0..16 {
+        bytes[j] = (q[j] + shift) | (q[j + 16] + shift) << 4;
+    }
+    bytes
+}
+
+#[inline(always)]
 fn q2_k(d: [u8; 2], m: u8, codes: &[u8], out: &mut [u8]) {
     debug_assert!(m < 4, "a zero point on the grid");
-    for (q, b) in codes.as_chunks::<256>().0.iter().zip(out.as_chunks_mut::<84>().0) {
+    for (q, b) in codes.as_chunks().0.iter().zip(out.as_chunks_mut::<84>().0) {
         b[..16].fill(m << 4 | 1);
-        for (q, b) in q.as_chunks::<128>().0.iter().zip(b[16..80].as_chunks_mut::<32>().0) {
-            for l in 0..32 {
-                b[l] = q[l] | q[l + 32] << 2 | q[l + 64] << 4 | q[l + 96] << 6;
-            }
-        }
+        pairs(q, &mut b[16..80]);
         b[80..82].copy_from_slice(&d);
         b[82..84].copy_from_slice(&d);
     }
@@ -89,51 +112,49 @@ fn q2_k(d: [u8; 2], m: u8, codes: &[u8], out: &mut [u8]) {
 
 /// The low two bits as Q2_K, the third of run r of 32 at bit r of 32 bytes. 33 in each of 16 fields of 6 bits is 1 in
 /// all low halves (bytes 0 to 7) and 2 in all pairs above them (bytes 8 to 11).
+#[inline(always)]
 fn q3_k(d: [u8; 2], codes: &[u8], out: &mut [u8]) {
     for (q, b) in codes.as_chunks::<256>().0.iter().zip(out.as_chunks_mut::<110>().0) {
-        let (high, rest) = b.split_at_mut(32);
-        high.fill(0);
+        let mut high = [0; 32];
         for (run, q) in q.as_chunks::<32>().0.iter().enumerate() {
             for l in 0..32 {
                 high[l] |= q[l] >> 2 << run;
             }
         }
-        for (q, b) in q.as_chunks::<128>().0.iter().zip(rest[..64].as_chunks_mut::<32>().0) {
-            for l in 0..32 {
-                b[l] = q[l] & 3 | (q[l + 32] & 3) << 2 | (q[l + 64] & 3) << 4 | q[l + 96] << 6;
-            }
-        }
-        rest[64..72].fill(0x11);
-        rest[72..76].fill(0xaa);
-        rest[76..78].copy_from_slice(&d);
+        b[..32].copy_from_slice(&high);
+        pairs(q, &mut b[32..96]);
+        b[96..104].fill(0x11);
+        b[104..108].fill(0xaa);
+        b[108..].copy_from_slice(&d);
     }
 }
 
+#[inline(always)]
 fn q4_0(d: [u8; 2], shift: u8, codes: &[u8], out: &mut [u8]) {
-    for (q, b) in codes.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<18>().0) {
+    for (q, b) in codes.as_chunks().0.iter().zip(out.as_chunks_mut::<18>().0) {
         b[..2].copy_from_slice(&d);
-        for j in 0..16 {
-            b[2 + j] = (q[j] + shift) | (q[j + 16] + shift) << 4;
-        }
+        b[2..].copy_from_slice(&nibbles(q, shift));
     }
 }
 
+#[inline(always)]
 fn q4_1(d: [u8; 2], m: [u8; 2], codes: &[u8], out: &mut [u8]) {
-    for (q, b) in codes.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<20>().0) {
+    for (q, b) in codes.as_chunks().0.iter().zip(out.as_chunks_mut::<20>().0) {
         b[..2].copy_from_slice(&d);
         b[2..4].copy_from_slice(&m);
-        for j in 0..16 {
-            b[4 + j] = q[j] | q[j + 16] << 4;
-        }
+        b[4..].copy_from_slice(&nibbles(q, 0));
     }
 }
 
+#[inline(always)]
 fn q8_0(d: [u8; 2], half: u8, codes: &[u8], out: &mut [u8]) {
     for (q, b) in codes.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<34>().0) {
-        b[..2].copy_from_slice(&d);
+        let mut bytes = [0; 32];
         for j in 0..32 {
-            b[2 + j] = q[j].wrapping_sub(half);
+            bytes[j] = q[j].wrapping_sub(half);
         }
+        b[..2].copy_from_slice(&d);
+        b[2..].copy_from_slice(&bytes);
     }
 }
 

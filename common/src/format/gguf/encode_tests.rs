@@ -3,7 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::format::gguf::Gguf;
 use crate::format::gguf::blocks::dequantize;
-use crate::format::gguf::testing::{random_integers, schemes};
+use crate::format::gguf::testing::{decode, encode, random_integers, schemes};
 
 fn scheme(word: &str) -> Scheme {
     word.parse().unwrap()
@@ -65,8 +65,7 @@ fn other_types_that_hold_the_scheme() {
     for (word, ty) in [("w2pc", Q4_0), ("w3pc", Q4_0), ("w3pc", Q8_0), ("w2pcz", Q4_1), ("w4pc", Q8_0)] {
         let scheme = scheme(word);
         let integers = random_integers(scheme, n, k);
-        let read =
-            crate::format::gguf::integers::decode(ty, scheme, n, k, &encode(ty, scheme, n, k, &integers), Vec::new());
+        let read = decode(ty, scheme, n, k, &encode(ty, scheme, n, k, &integers));
         assert_eq!(read, Ok(integers), "{word} {ty:?}");
     }
 }
@@ -85,7 +84,7 @@ fn floats_become_the_same_q8_0_as_by_the_gguf_package() {
     let file = Gguf::open(path).unwrap();
     let mut values = Vec::new();
     file.read("quantized.from", &mut values).unwrap();
-    assert_eq!(encode_float(Q8_0, &values), file.stored("quantized.to").unwrap());
+    assert_eq!(encode_float(Q8_0, &values), file.stored("quantized.to").unwrap().bytes());
 }
 
 #[test]

@@ -3,11 +3,10 @@
 //! shares nothing with the writer.
 
 use half::f16;
-use rayon::prelude::*;
 
 use super::blocks::GgmlType;
-use crate::format::quantized::room_for;
-use crate::quant::{Integers, LinearGrid, Scheme};
+use crate::quant::lanes::simd;
+use crate::quant::{LinearGrid, Scheme};
 
 /// What a block says besides its codes, as it stands there.
 #[derive(Clone, Copy, PartialEq)]
@@ -17,84 +16,90 @@ struct Head {
     m: [u8; 2],
 }
 
-struct Linear {
+/// A linear in blocks.
+pub struct Linear {
     ty: GgmlType,
     scheme: Scheme,
-    n: usize,
     k: usize,
     /// The code of the scheme is the code in the block less this.
     above: u8,
 }
 
-/// The integers of a linear [n, k]. The error says what was found wrong, for a message that names the tensor.
-/// `room` is memory for the codes, if there is some.
-pub fn decode(
-    ty: GgmlType,
-    scheme: Scheme,
-    n: usize,
-    k: usize,
-    bytes: &[u8],
-    room: Vec<u8>,
-) -> Result<Integers, String> {
-    let (bits, half) = (scheme.bits, 1u8 << (scheme.bits - 1));
-    let above = match (ty, scheme.asymmetric) {
-        (GgmlType::Q2K, _) if bits == 2 => 0,
-        (GgmlType::Q3K, false) if bits == 3 => 0,
-        (GgmlType::Q4_0, false) if bits <= 4 => 8 - half,
-        (GgmlType::Q4_1, true) if bits <= 4 => 0,
-        (GgmlType::Q8_0, false) => 128 - half,
-        _ => return Err(format!("type {}, which {scheme} is not written as", ty.name())),
-    };
-    let (group, len) = (scheme.group_size(k), ty.block_len());
-    if k == 0 || !k.is_multiple_of(group) || !group.is_multiple_of(len) {
-        return Err(format!("rows of {k} in groups of {group} and blocks of {len}"));
-    }
-    let expected = n.checked_mul(k).and_then(|elements| (elements / len).checked_mul(ty.block_bytes()));
-    if expected != Some(bytes.len()) {
-        return Err(format!("{} bytes of {} for [{n}, {k}]", bytes.len(), ty.name()));
-    }
-    let linear = Linear { ty, scheme, n, k, above };
-    match ty {
-        GgmlType::Q2K => linear.read(bytes, room, q2_k),
-        GgmlType::Q3K => linear.read(bytes, room, q3_k),
-        GgmlType::Q4_0 => linear.read(bytes, room, q4_0),
-        GgmlType::Q4_1 => linear.read(bytes, room, q4_1),
-        _ => linear.read(bytes, room, q8_0),
-    }
-}
-
 impl Linear {
-    fn read<const LEN: usize, const BYTES: usize>(
+    /// A linear [n, k] of so many bytes. The error says what was found wrong, for a message that names the tensor.
+    pub fn new(ty: GgmlType, scheme: Scheme, n: usize, k: usize, bytes: usize) -> Result<Linear, String> {
+        let (bits, half) = (scheme.bits, 1u8 << (scheme.bits - 1));
+        let above = match (ty, scheme.asymmetric) {
+            (GgmlType::Q2K, _) if bits == 2 => 0,
+            (GgmlType::Q3K, false) if bits == 3 => 0,
+            (GgmlType::Q4_0, false) if bits <= 4 => 8 - half,
+            (GgmlType::Q4_1, true) if bits <= 4 => 0,
+            (GgmlType::Q8_0, false) => 128 - half,
+            _ => return Err(format!("type {}, which {scheme} is not written as", ty.name())),
+        };
+        let (group, len) = (scheme.group_size(k), ty.block_len());
+        if k == 0 || !k.is_multiple_of(group) || !group.is_multiple_of(len) {
+            return Err(format!("rows of {k} in groups of {group} and blocks of {len}"));
+        }
+        let expected = n.checked_mul(k).and_then(|elements| (elements / len).checked_mul(ty.block_bytes()));
+        if expected != Some(bytes) {
+            return Err(format!("{bytes} bytes of {} for [{n}, {k}]", ty.name()));
+        }
+        Ok(Linear { ty, scheme, k, above })
+    }
+
+    /// These `rows` of it, in this order, to `codes`; their grid.
+    pub fn read(
         &self,
         bytes: &[u8],
-        room: Vec<u8>,
-        block: impl Fn(&[u8; BYTES], &mut [u8; LEN]) -> Result<Head, String> + Sync,
-    ) -> Result<Integers, String> {
-        let (n, k, groups) = (self.n, self.k, self.scheme.groups(self.k));
-        let mut codes = room_for(room, n * k);
-        let (mut scale, mut zero) = (vec![0f32; n * groups], vec![0f32; n * groups]);
-        let grids = scale.par_chunks_mut(groups).zip(zero.par_chunks_mut(groups));
-        let rows = codes.par_chunks_mut(k).zip(bytes.par_chunks(k / LEN * BYTES)).zip(grids);
-        let wrong = rows.enumerate().find_map_first(|(row, ((codes, bytes), (scale, zero)))| {
-            let parts = codes.chunks_exact_mut(k / groups).zip(bytes.chunks_exact(k / groups / LEN * BYTES));
-            for ((i, (codes, bytes)), (s, z)) in parts.enumerate().zip(scale.iter_mut().zip(zero)) {
-                match self.group(codes, bytes, &block) {
-                    Ok(grid) => (*s, *z) = grid,
-                    Err(found) => return Some(format!("{found} in row {row}, group {i}")),
+        rows: impl Iterator<Item = usize>,
+        codes: &mut [u8],
+    ) -> Result<LinearGrid, String> {
+        let count = codes.len() / self.k * self.scheme.groups(self.k);
+        let mut grid = LinearGrid { scale: Vec::with_capacity(count), zero: None };
+        if self.scheme.asymmetric {
+            grid.zero = Some(Vec::with_capacity(count));
+        }
+        simd(
+            #[inline(always)]
+            || match self.ty {
+                GgmlType::Q2K => self.rows(bytes, rows, codes, &mut grid, q2_k),
+                GgmlType::Q3K => self.rows(bytes, rows, codes, &mut grid, q3_k),
+                GgmlType::Q4_0 => self.rows(bytes, rows, codes, &mut grid, q4_0),
+                GgmlType::Q4_1 => self.rows(bytes, rows, codes, &mut grid, q4_1),
+                _ => self.rows(bytes, rows, codes, &mut grid, q8_0),
+            },
+        )?;
+        Ok(grid)
+    }
+
+    #[inline(always)]
+    fn rows<const LEN: usize, const BYTES: usize>(
+        &self,
+        bytes: &[u8],
+        rows: impl Iterator<Item = usize>,
+        codes: &mut [u8],
+        grid: &mut LinearGrid,
+        block: impl Fn(&[u8; BYTES], &mut [u8; LEN]) -> Result<Head, String>,
+    ) -> Result<(), String> {
+        let (group, row_bytes) = (self.scheme.group_size(self.k), self.k / LEN * BYTES);
+        for (row, codes) in rows.zip(codes.chunks_exact_mut(self.k)) {
+            let bytes = &bytes[row * row_bytes..(row + 1) * row_bytes];
+            let parts = codes.chunks_exact_mut(group).zip(bytes.chunks_exact(group / LEN * BYTES));
+            for (i, (codes, bytes)) in parts.enumerate() {
+                let read = self.group(codes, bytes, &block);
+                let (scale, zero) = read.map_err(|found| format!("{found} in row {row}, group {i}"))?;
+                grid.scale.push(scale);
+                if let Some(zeros) = &mut grid.zero {
+                    zeros.push(zero);
                 }
             }
-            None
-        });
-        match wrong {
-            Some(found) => Err(found),
-            None => {
-                let zero = self.scheme.asymmetric.then_some(zero);
-                Ok(Integers { codes, grid: LinearGrid { scale, zero } })
-            }
         }
+        Ok(())
     }
 
     /// Fills the codes of one group; its scale and zero point.
+    #[inline(always)]
     fn group<const LEN: usize, const BYTES: usize>(
         &self,
         codes: &mut [u8],
@@ -121,6 +126,7 @@ impl Linear {
     }
 
     /// From the codes of the type to those of the scheme.
+    #[inline(always)]
     fn shift(&self, codes: &mut [u8]) -> Result<(), String> {
         let beyond = !((1u16 << self.scheme.bits) - 1) as u8;
         let mut bad = 0;
@@ -165,25 +171,33 @@ impl Linear {
 }
 
 /// f16 d; byte j holds elements j (low nibble) and j + 16.
+#[inline(always)]
 fn q4_0(b: &[u8; 18], codes: &mut [u8; 32]) -> Result<Head, String> {
-    nibbles(&b[2..], codes);
+    nibbles(b.last_chunk(), codes);
     Ok(Head { d: [b[0], b[1]], m: [0; 2] })
 }
 
 /// f16 d, f16 m; then as Q4_0.
+#[inline(always)]
 fn q4_1(b: &[u8; 20], codes: &mut [u8; 32]) -> Result<Head, String> {
-    nibbles(&b[4..], codes);
+    nibbles(b.last_chunk(), codes);
     Ok(Head { d: [b[0], b[1]], m: [b[2], b[3]] })
 }
 
-fn nibbles(b: &[u8], codes: &mut [u8; 32]) {
-    let (low, high) = codes.split_at_mut(16);
-    for (b, (low, high)) in b.iter().zip(low.iter_mut().zip(high)) {
-        (*low, *high) = (b & 15, b >> 4);
+#[inline(always)]
+fn nibbles(b: Option<&[u8; 16]>, codes: &mut [u8; 32]) {
+    let Some(b) = b else { unreachable!("blocks are longer than their nibbles") };
+    // Beside the block, so that the compiler sees that nothing read is written.
+    let (mut low, mut high) = ([0; 16], [0; 16]);
+    for j in 0..16 {
+        (low[j], high[j]) = (b[j] & 15, b[j] >> 4);
     }
+    codes[..16].copy_from_slice(&low);
+    codes[16..].copy_from_slice(&high);
 }
 
 /// f16 d; i8 per element, here from 0 on.
+#[inline(always)]
 fn q8_0(b: &[u8; 34], codes: &mut [u8; 32]) -> Result<Head, String> {
     for (b, q) in b[2..].iter().zip(codes) {
         *q = (*b as i8 as i16 + 128) as u8;
@@ -192,6 +206,7 @@ fn q8_0(b: &[u8; 34], codes: &mut [u8; 32]) -> Result<Head, String> {
 }
 
 /// 16 scales (low nibble) and minima (high nibble); 64 bytes of bit pairs; f16 d, f16 dmin.
+#[inline(always)]
 fn q2_k(b: &[u8; 84], codes: &mut [u8; 256]) -> Result<Head, String> {
     if let Some(scale) = b[..16].iter().find(|s| *s & 15 != 1) {
         return Err(format!("a sub-block scale of {} for 1", scale & 15));
@@ -207,6 +222,7 @@ fn q2_k(b: &[u8; 84], codes: &mut [u8; 256]) -> Result<Head, String> {
 }
 
 /// 32 bytes of third bits, 64 bytes of bit pairs, 16 scales of 6 bits in 12 bytes, f16 d.
+#[inline(always)]
 fn q3_k(b: &[u8; 110], codes: &mut [u8; 256]) -> Result<Head, String> {
     let scales = &b[96..108];
     for j in 0..16 {
@@ -218,20 +234,23 @@ fn q3_k(b: &[u8; 110], codes: &mut [u8; 256]) -> Result<Head, String> {
         }
     }
     pairs(&b[32..96], codes);
+    let thirds: [u8; 32] = *b.first_chunk().unwrap_or(&[0; 32]);
     for (i, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for (q, third) in codes.iter_mut().zip(&b[..32]) {
-            *q += (third >> i & 1) * 4;
+        for l in 0..32 {
+            codes[l] += (thirds[l] >> i & 1) * 4;
         }
     }
     Ok(Head { d: [b[108], b[109]], m: [0; 2] })
 }
 
 /// Each 32 bytes hold 128 elements: bits 2r and 2r + 1 of byte l are element 32r + l.
+#[inline(always)]
 fn pairs(b: &[u8], codes: &mut [u8; 256]) {
     for (b, codes) in b.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<128>().0) {
+        let b = *b;
         for (r, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (q, b) in codes.iter_mut().zip(b) {
-                *q = b >> (2 * r) & 3;
+            for l in 0..32 {
+                codes[l] = b[l] >> (2 * r) & 3;
             }
         }
     }

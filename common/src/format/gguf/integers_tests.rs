@@ -2,13 +2,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::*;
-use crate::format::gguf::encode::{encode, exact_type};
-use crate::format::gguf::testing::{random_integers, schemes};
-
-/// Into memory that holds something else.
-fn decode(ty: GgmlType, scheme: Scheme, n: usize, k: usize, bytes: &[u8]) -> Result<Integers, String> {
-    super::decode(ty, scheme, n, k, bytes, vec![0xEE; n.saturating_mul(k).min(1 << 20)])
-}
+use crate::format::gguf::encode::exact_type;
+use crate::format::gguf::testing::{decode, encode, random_integers, schemes};
 
 const TYPES: [GgmlType; 5] = [GgmlType::Q2K, GgmlType::Q3K, GgmlType::Q4_0, GgmlType::Q4_1, GgmlType::Q8_0];
 

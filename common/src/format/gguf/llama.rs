@@ -9,12 +9,13 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::blocks::GgmlType;
-use super::integers::decode;
+use super::integers::Linear;
 use super::rope;
 use super::{Gguf, TensorInfo};
 use crate::error::{Error, Result};
+use crate::format::quantized::Stored;
 use crate::format::tensor::Tensor;
-use crate::quant::{Integers, Scheme};
+use crate::quant::Scheme;
 
 /// Hugging Face and GGUF names of what a layer has.
 pub(super) const LAYER: [(&str, &str); 9] = [
@@ -97,10 +98,7 @@ impl GgufLlama {
 
     /// A tensor as it lies in the file, if that is in floating point and in Hugging Face order.
     pub fn mapped_hf(&self, name: &str) -> Result<Option<Tensor>> {
-        match self.rotated_heads(name) {
-            Some(_) => Ok(None),
-            None => self.gguf.mapped(self.find(name)?.1),
-        }
+        if rotated(name) { Ok(None) } else { self.gguf.mapped(self.find(name)?.1) }
     }
 
     /// The values of a tensor in Hugging Face order, in place of what `out` held. Quantized types come rounded to bf16.
@@ -110,8 +108,8 @@ impl GgufLlama {
         if self.gguf.info(stored)?.ty.is_quantized() {
             out.par_iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
         }
-        if let Some(heads) = self.rotated_heads(name) {
-            *out = rows_to_hf(out, heads, self.widths.head_dim, tensor.shape[1]);
+        if rotated(name) {
+            *out = rows_to_hf(out, self.widths.head_dim, tensor.shape[1]);
         }
         Ok(())
     }
@@ -125,26 +123,25 @@ impl GgufLlama {
         }
     }
 
-    /// The integers of a linear (its Hugging Face name without `.weight`) in Hugging Face order; `room` is memory for
-    /// them, if there is some.
-    pub fn integers(&self, linear: &str, scheme: Scheme, room: Vec<u8>) -> Result<Integers> {
+    /// A linear (its Hugging Face name without `.weight`), its integers in Hugging Face order.
+    pub fn linear(&self, linear: &str, scheme: Scheme) -> Result<Stored> {
         let name = format!("{linear}.weight");
         let (tensor, stored) = self.find(&name)?;
-        let refuse = |found: String| {
+        let (path, stored) = (self.gguf.path().to_path_buf(), stored.to_string());
+        let packed = self.gguf.stored(&stored)?;
+        let ty = self.gguf.info(&stored)?.ty;
+        let refuse = move |found: String| {
             let cure = "fold the checkpoint again, or give a file that fold wrote";
-            Error::input(self.gguf.path(), format!("{stored} has {found}"), format!("integers of {scheme}"), cure)
+            Error::input(&path, format!("{stored} has {found}"), format!("integers of {scheme}"), cure)
         };
         let &[n, k] = tensor.shape.as_slice() else { return Err(refuse(format!("shape {:?}", tensor.shape))) };
-        let bytes = self.gguf.stored(stored)?;
-        let mut read = decode(self.gguf.info(stored)?.ty, scheme, n, k, bytes, room).map_err(refuse)?;
-        self.gguf.forget(bytes);
-        if let Some(heads) = self.rotated_heads(&name) {
-            let (head_dim, groups) = (self.widths.head_dim, scheme.groups(k));
-            read.codes = rows_to_hf(&read.codes, heads, head_dim, k);
-            read.grid.scale = rows_to_hf(&read.grid.scale, heads, head_dim, groups);
-            read.grid.zero = read.grid.zero.map(|zero| rows_to_hf(&zero, heads, head_dim, groups));
-        }
-        Ok(read)
+        let blocks = Linear::new(ty, scheme, n, k, packed.bytes().len()).map_err(&refuse)?;
+        let head_dim = rotated(&name).then_some(self.widths.head_dim);
+        let read = move |bytes: &[u8], first: usize, codes: &mut [u8]| {
+            let rows = (first..first + codes.len() / k).map(|row| head_dim.map_or(row, |hd| row_in_file(row, hd)));
+            blocks.read(bytes, rows, codes).map(Some).map_err(&refuse)
+        };
+        Ok(Stored { n, k, packed, grid: None, together: 16, read: Box::new(read) })
     }
 
     fn find(&self, name: &str) -> Result<(&HfTensor, &str)> {
@@ -153,27 +150,26 @@ impl GgufLlama {
             None => Err(wrong(&self.gguf, format!("no tensor \"{name}\""), "a complete model")),
         }
     }
+}
 
-    /// The heads of the tensors whose rows are in another order than Hugging Face's.
-    fn rotated_heads(&self, name: &str) -> Option<usize> {
-        match name {
-            _ if name.ends_with("self_attn.q_proj.weight") => Some(self.widths.heads),
-            _ if name.ends_with("self_attn.k_proj.weight") => Some(self.widths.kv_heads),
-            _ => None,
-        }
-    }
+/// Are the rows of this tensor in another order than Hugging Face's?
+fn rotated(name: &str) -> bool {
+    name.ends_with("self_attn.q_proj.weight") || name.ends_with("self_attn.k_proj.weight")
 }
 
 /// llama.cpp rotates neighbouring pairs, Hugging Face the two halves of a head: row 2j + p of a head in the file is its
 /// row p·hd/2 + j there.
-fn rows_to_hf<T: Copy + Default>(rows: &[T], heads: usize, head_dim: usize, k: usize) -> Vec<T> {
-    let mut out = vec![T::default(); rows.len()];
-    let half = head_dim / 2;
-    for (i, to) in out.chunks_exact_mut(k).enumerate().take(heads * head_dim) {
-        let (head, p, j) = (i / head_dim, i % head_dim / half, i % half);
-        let from = head * head_dim + 2 * j + p;
+fn row_in_file(row: usize, head_dim: usize) -> usize {
+    let (half, at) = (head_dim / 2, row % head_dim);
+    row - at + 2 * (at % half) + at / half
+}
+
+fn rows_to_hf(rows: &[f32], head_dim: usize, k: usize) -> Vec<f32> {
+    let mut out = vec![0.0; rows.len()];
+    out.par_chunks_mut(k).enumerate().for_each(|(row, to)| {
+        let from = row_in_file(row, head_dim);
         to.copy_from_slice(&rows[from * k..(from + 1) * k]);
-    }
+    });
     out
 }
 

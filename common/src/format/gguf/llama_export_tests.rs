@@ -1,8 +1,8 @@
 use super::*;
 use crate::format::atomic::OutputFile;
-use crate::format::gguf::encode::{encode, encode_float, exact_type};
+use crate::format::gguf::encode::{encode_float, exact_type};
 use crate::format::gguf::llama::GgufLlama;
-use crate::format::gguf::testing::random_integers;
+use crate::format::gguf::testing::{encode, random_integers};
 use crate::format::gguf::writer::{GgufWriter, TensorSpec};
 
 const HIDDEN: usize = 256;
@@ -81,7 +81,7 @@ fn a_model_comes_back_with_its_integers_in_hugging_face_order() {
         assert_eq!(read.scheme().unwrap(), Some(scheme));
         for (name, n, k) in linears() {
             assert_eq!(
-                read.integers(&name, scheme, vec![0xEE; n * k]).unwrap(),
+                read.linear(&name, scheme).unwrap().integers().unwrap(),
                 random_integers(scheme, n, k),
                 "{word} {name}"
             );
@@ -99,12 +99,13 @@ fn integers_that_are_none_name_the_tensor() {
     let scheme: Scheme = "w4g32".parse().unwrap();
     let (_dir, read) = write(&config(), scheme);
     let read = read.unwrap();
-    let e = read.integers("model.layers.1.mlp.up_proj", "w3g32".parse().unwrap(), Vec::new()).unwrap_err().to_string();
+    let of = |name: &str, scheme: Scheme| read.linear(name, scheme).and_then(|linear| linear.integers());
+    let e = of("model.layers.1.mlp.up_proj", "w3g32".parse().unwrap()).unwrap_err().to_string();
     assert!(e.contains("blk.1.ffn_up.weight has the integer ") && e.contains("expected integers of w3g32"), "{e}");
-    let e = read.integers("model.layers.2.mlp.up_proj", scheme, Vec::new()).unwrap_err().to_string();
+    let e = of("model.layers.2.mlp.up_proj", scheme).unwrap_err().to_string();
     assert!(e.contains("no tensor \"model.layers.2.mlp.up_proj.weight\""), "{e}");
-    assert!(read.integers("model.norm", scheme, Vec::new()).is_err());
-    assert!(read.integers("lm_head", scheme, Vec::new()).is_err());
+    assert!(of("model.norm", scheme).is_err());
+    assert!(of("lm_head", scheme).is_err());
 }
 
 #[test]

@@ -144,14 +144,9 @@ impl Gguf {
     }
 
     /// The tensor's bytes as they stand in the file.
-    pub fn stored(&self, name: &str) -> Result<&[u8]> {
+    pub fn stored(&self, name: &str) -> Result<Tensor> {
         let info = self.info(name)?;
-        Ok(&self.map[info.start..info.end])
-    }
-
-    /// Lets go of the resident pages of a part of [`Gguf::stored`].
-    pub fn forget(&self, part: &[u8]) {
-        self.map.forget(part);
+        Ok(Tensor::mapped(self.map.clone(), info.start..info.end, Dtype::U8, vec![info.end - info.start]))
     }
 
     pub fn get(&self, key: &str) -> Option<&Value> {

@@ -5,8 +5,25 @@ use std::path::PathBuf;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::blocks::GgmlType;
+use super::integers::Linear;
 use crate::quant::grid::{MIN_SCALE, forward_scale};
 use crate::quant::{Integers, LinearGrid, Scheme};
+
+/// The blocks of a whole linear.
+pub fn encode(ty: GgmlType, scheme: Scheme, n: usize, k: usize, integers: &Integers) -> Vec<u8> {
+    let mut out = vec![0xEE; n * k / ty.block_len() * ty.block_bytes()];
+    super::encode::encode(ty, scheme, k, integers, &mut out);
+    out
+}
+
+/// The integers of a whole linear, into memory that holds something else.
+pub fn decode(ty: GgmlType, scheme: Scheme, n: usize, k: usize, bytes: &[u8]) -> Result<Integers, String> {
+    let linear = Linear::new(ty, scheme, n, k, bytes.len())?;
+    let mut codes = vec![0xEE; n * k];
+    let grid = linear.read(bytes, 0..n, &mut codes)?;
+    Ok(Integers { codes, grid })
+}
 
 /// A linear [n, k] of this scheme with any codes and zero points, and scales from the smallest to about 1.
 pub fn random_integers(scheme: Scheme, n: usize, k: usize) -> Integers {

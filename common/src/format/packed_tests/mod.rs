@@ -3,7 +3,6 @@
 mod configurations;
 mod refusals;
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -14,6 +13,7 @@ use crate::format::compressed_tensors::{int_quantized, pack_quantized};
 use crate::format::gptq::Version;
 use crate::format::quantized::Lookup;
 use crate::format::safetensors::{Spec, TensorFile};
+use crate::format::spare::Spare;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::format::{awq, gptq};
 use crate::quant::{Integers, LinearGrid, Scheme};
@@ -50,12 +50,29 @@ impl Kind {
         }
     }
 
+    fn codes(self) -> &'static str {
+        match self {
+            Kind::Pack => pack_quantized::CODES,
+            Kind::Int8 => int_quantized::CODES,
+            Kind::Gptq(_) => gptq::CODES,
+            Kind::Awq => awq::CODES,
+        }
+    }
+
     fn encode(self, suffix: &str, w: &Integers, n: usize, k: usize, scheme: Scheme) -> Result<Vec<u8>, String> {
         match self {
-            Kind::Pack if suffix == pack_quantized::CODES => Ok(pack_quantized::encode_codes(&w.codes, n, k, scheme)),
-            Kind::Int8 if suffix == int_quantized::CODES => Ok(int_quantized::encode_codes(&w.codes, n, k, scheme)),
-            Kind::Gptq(_) if suffix == gptq::CODES => Ok(gptq::encode_codes(&w.codes, n, k, scheme)),
-            Kind::Awq if suffix == awq::CODES => Ok(awq::encode_codes(&w.codes, n, k, scheme)),
+            _ if suffix == self.codes() => {
+                let spec =
+                    self.specs(n, k, scheme).into_iter().find(|spec| spec.name == format!("l.{suffix}")).unwrap();
+                let mut out = vec![0xEE; spec.bytes()];
+                match self {
+                    Kind::Pack => pack_quantized::encode_codes(&w.codes, k, scheme, &mut out),
+                    Kind::Int8 => int_quantized::encode_codes(&w.codes, &mut out),
+                    Kind::Gptq(_) => gptq::encode_codes(&w.codes, k, scheme, &mut out),
+                    Kind::Awq => awq::encode_codes(&w.codes, k, &mut out),
+                }
+                Ok(out)
+            }
             Kind::Pack => pack_quantized::encode_rest(suffix, n, k, scheme, &w.grid, SCALE),
             Kind::Int8 => int_quantized::encode_rest(suffix, n, k, scheme, &w.grid, SCALE),
             Kind::Gptq(version) => gptq::encode_rest(suffix, n, k, scheme, &w.grid, version),
@@ -73,15 +90,24 @@ impl Kind {
     }
 
     fn read(self, tensors: &Tensors, n: usize, k: usize, scheme: Scheme) -> Result<Integers> {
-        // Whatever stood there before is written over.
-        let room = Cell::new(vec![0xEE; n.saturating_mul(k).min(1 << 20)]);
-        let at = Lookup { path: Path::new("model"), find: &|name| tensors.get(name).cloned(), room };
-        match self {
+        let at = Lookup { path: Path::new("model"), find: &|name| tensors.get(name).cloned() };
+        let stored = match self {
             Kind::Pack => pack_quantized::read(&at, "l", n, k, scheme),
             Kind::Int8 => int_quantized::read(&at, "l", n, k, scheme),
             Kind::Gptq(version) => gptq::read(&at, "l", n, k, scheme, version),
             Kind::Awq => awq::read(&at, "l", n, k, scheme),
+        }?;
+        let integers = stored.integers()?;
+        // Visited, they are the same; and whatever stood there before is written over.
+        let (grid, visited) = stored.visit(&Spare::default(), |first, codes| (first, codes.to_vec()))?;
+        assert!(visited.iter().map(|(first, _)| *first).eq((0..n).step_by(stored.together)) && grid == integers.grid);
+        assert!(visited.iter().flat_map(|(_, codes)| codes).eq(&integers.codes), "{self:?} {scheme} [{n}, {k}]");
+        let mut codes = vec![0xEE; n * k];
+        for (block, codes) in codes.chunks_mut(stored.together * k).enumerate() {
+            (stored.read)(stored.packed.bytes(), block * stored.together, codes)?;
         }
+        assert!(codes == integers.codes, "{self:?} {scheme} [{n}, {k}]");
+        Ok(integers)
     }
 
     fn config(self, scheme: Scheme) -> Value {
@@ -216,7 +242,8 @@ fn the_codes_of_gptq_3_bits_lie_as_its_authors_say() {
     let scheme: Scheme = "w3pc".parse().unwrap();
     let mut codes = vec![0; 32 * 32];
     (codes[10], codes[21]) = (5, 3);
-    let bytes = gptq::encode_codes(&codes, 32, 32, scheme);
+    let mut bytes = vec![0xEE; 3 * 4 * 32];
+    gptq::encode_codes(&codes, 32, scheme, &mut bytes);
     let word = |row: usize| u32::from_le_bytes(bytes[row * 128..row * 128 + 4].try_into().unwrap());
     assert_eq!([word(0), word(1), word(2)], [1 << 30, 1 | 1 << 31, 1]);
 }

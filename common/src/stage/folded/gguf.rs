@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use super::digest::{self, Digests};
 use super::write::{ROWS, Target};
 use crate::data::tokenizer;
 use crate::error::{Error, Result};
@@ -14,9 +15,10 @@ use crate::format::gguf::encode::{encode, encode_float, exact_type};
 use crate::format::gguf::entry::Entry;
 use crate::format::gguf::llama_export::{ROPE_FACTORS, gguf_name, metadata, permute_rows, rope_factors};
 use crate::format::gguf::writer::{GgufWriter, TensorSpec};
+use crate::format::spare::Spare;
 use crate::format::tensor::Dtype;
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{HostLowRank, Rounding};
+use crate::model::weights::HostLowRank;
 use crate::quant::{Integers, LinearGrid, Scheme};
 use crate::stage::ahead::{Made, ahead};
 
@@ -90,10 +92,10 @@ pub(super) fn bytes(target: &Target) -> Result<u64> {
 /// Refuses values, metadata and tokenizers that a GGUF cannot say.
 pub(super) fn check(target: &Target) -> Result<()> {
     entries(target, &parts(target)?)?;
-    target.linears().iter().try_for_each(|linear| representable(target, linear, &target.low_rank(linear)?.grid()))
+    target.linears().iter().try_for_each(|linear| representable(target, linear, &target.source.grid(linear)?))
 }
 
-pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<FileDigest> {
+pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<(FileDigest, Digests)> {
     let parts = parts(target)?;
     let specs = parts.iter().map(|(spec, _)| spec.clone()).collect();
     let mut writer = GgufWriter::create(OutputFile::create(path)?, entries(target, &parts)?, specs)?;
@@ -105,8 +107,9 @@ pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Se
         each(spec.bytes() as u64);
         Ok(())
     };
-    ahead(&parts, |(spec, part), made| make(target, spec, part, made), write)?;
-    writer.finish()
+    let (mut digests, spare) = (Digests::new(), Spare::default());
+    ahead(&parts, |(spec, part), made| make(target, spec, part, made, &spare, &mut digests), write)?;
+    Ok((writer.finish()?, digests))
 }
 
 fn entries(target: &Target, parts: &[(TensorSpec, Part)]) -> Result<Vec<(String, Entry)>> {
@@ -121,42 +124,61 @@ fn entries(target: &Target, parts: &[(TensorSpec, Part)]) -> Result<Vec<(String,
     Ok(entries)
 }
 
-fn make(target: &Target, spec: &TensorSpec, part: &Part, made: &mut Made) -> Result<()> {
+fn make(
+    target: &Target,
+    spec: &TensorSpec,
+    part: &Part,
+    made: &mut Made,
+    spare: &Spare<Vec<u8>>,
+    digests: &mut Digests,
+) -> Result<()> {
     match part {
         Part::Float { name, shape } => made.store(target.source.float(name, shape)?),
-        Part::RopeFactors(factors) => made.put(&encode_float(GgmlType::F32, factors)),
+        Part::RopeFactors(factors) => made.put(encode_float(GgmlType::F32, factors)),
         Part::Linear(linear) => {
             let w = target.low_rank(linear)?;
             let grid = w.grid();
             representable(target, linear, &grid)?;
-            blocks(target, spec.ty, linear, &w, &grid, made.room(spec.bytes()));
+            let digest = blocks(target, spec.ty, linear, &w, &grid, spare, made.room(spec.bytes())?);
+            digests.insert(linear.name.clone(), digest);
             w.phi.forget();
         }
     }
     Ok(())
 }
 
-/// The blocks of ggml of a linear to `out`, some rows at a time, so that the integers never leave the cache.
-fn blocks(target: &Target, ty: GgmlType, linear: &LinearName, w: &HostLowRank, grid: &LinearGrid, out: &mut [u8]) {
+/// The blocks of ggml of a linear to `out`, some rows at a time. The digest of the integers.
+fn blocks(
+    target: &Target,
+    ty: GgmlType,
+    linear: &LinearName,
+    w: &HostLowRank,
+    grid: &LinearGrid,
+    spare: &Spare<Vec<u8>>,
+    out: &mut [u8],
+) -> u128 {
     let (n, k, scheme) = (linear.n, linear.k, target.scheme);
     let (groups, head) = (scheme.groups(k), rotated(target, linear));
     // Whole heads, since their rows change places.
     let rows = head.map_or(ROWS, |head| ROWS.next_multiple_of(head));
-    let rounding = Rounding::new(w, k);
-    let each = out.par_chunks_mut(rows * (out.len() / n)).enumerate();
-    each.for_each_init(Vec::new, |codes: &mut Vec<u8>, (block, out)| {
+    let rounding = w.rounding(k);
+    let each = out.par_chunks_mut(rows * (out.len() / n)).with_max_len(1).enumerate();
+    let make = |codes: &mut Vec<u8>, block, out: &mut [u8]| {
         let (first, rows) = (block * rows, rows.min(n - block * rows));
         codes.resize(rows * k, 0);
         rounding.rows(first, codes);
+        let digest = digest::of_rows(codes, k);
         let part = |values: &Vec<f32>| values[first * groups..(first + rows) * groups].to_vec();
         let grid = LinearGrid { scale: part(&grid.scale), zero: grid.zero.as_ref().map(part) };
         let mut integers = Integers { codes: std::mem::take(codes), grid };
         if let Some(head) = head {
             integers = permute_rows(&integers, rows / head, rows);
         }
-        out.copy_from_slice(&encode(ty, scheme, rows, k, &integers));
+        encode(ty, scheme, k, &integers, out);
         *codes = integers.codes;
-    });
+        digest
+    };
+    digest::of_linear(each.map(|(block, out)| spare.lend(|codes| make(codes, block, out))).collect())
 }
 
 /// Blocks hold scales as f16.

@@ -9,12 +9,12 @@
 //! and in each `README.md`, the model card, and `stage.json`.
 
 pub mod card;
+pub mod digest;
 mod gguf;
 pub mod targets;
 pub mod verify;
 pub mod write;
 
-use std::cell::Cell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -28,7 +28,7 @@ use crate::data::tokenizer;
 use crate::error::{Error, Result};
 use crate::format::compressed_tensors::{int_quantized, pack_quantized};
 use crate::format::gguf::llama::GgufLlama;
-use crate::format::quantized::Lookup;
+use crate::format::quantized::{Lookup, Stored};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::format::{awq, gptq};
 use crate::model::Config;
@@ -219,33 +219,22 @@ impl Folded {
     }
 
     fn lookup<'a>(&'a self, find: &'a dyn Fn(&str) -> Option<Tensor>) -> Lookup<'a> {
-        Lookup { path: &self.path, find, room: Cell::default() }
+        Lookup { path: &self.path, find }
     }
 
-    /// The integers and the grid of a linear, by the reading rule of the format's engines. The pages that were read are
-    /// let go of.
+    /// The integers and the grid of a linear.
     pub fn integers(&self, linear: &LinearName) -> Result<Integers> {
-        self.integers_in(Vec::new(), linear)
+        self.stored(linear)?.integers()
     }
 
-    /// [`Folded::integers`], their codes in `room` if they fit.
-    pub fn integers_in(&self, room: Vec<u8>, linear: &LinearName) -> Result<Integers> {
-        let integers = self.read(room, linear)?;
-        if let Some(codes) =
-            self.format.codes_suffix().and_then(|suffix| self.tensor(&format!("{}.{suffix}", linear.name)))
-        {
-            codes.forget();
-        }
-        Ok(integers)
-    }
-
-    fn read(&self, room: Vec<u8>, linear: &LinearName) -> Result<Integers> {
+    /// A linear as the reading rule of the format's engines finds it.
+    pub fn stored(&self, linear: &LinearName) -> Result<Stored> {
         let LinearName { name, n, k } = linear;
         let (n, k, scheme) = (*n, *k, self.scheme);
         let find = |tensor: &str| self.tensor(tensor);
-        let at = Lookup { room: Cell::new(room), ..self.lookup(&find) };
+        let at = self.lookup(&find);
         match (&self.weights, self.format) {
-            (Weights::Gguf(gguf), _) => gguf.integers(name, scheme, at.room.take()),
+            (Weights::Gguf(gguf), _) => gguf.linear(name, scheme),
             (_, Format::IntQuantized) => int_quantized::read(&at, name, n, k, scheme),
             (_, Format::Gptq) => gptq::read(&at, name, n, k, scheme, gptq::Version::V1),
             (_, Format::GptqV2) => gptq::read(&at, name, n, k, scheme, gptq::Version::V2),

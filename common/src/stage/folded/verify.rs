@@ -5,55 +5,72 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use super::digest::{self, Digests};
 use super::write::Target;
 use super::{Folded, Format};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::format::quantized::Stored;
+use crate::format::spare::Spare;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
 use crate::model::rope::inverse_frequencies;
-use crate::model::weights::{HostLowRank, Rounding, Source};
-use crate::quant::LinearGrid;
+use crate::model::weights::{HostLowRank, Source};
+use crate::quant::{LinearGrid, Scheme};
 
-/// Rows that are compared at a time.
-const ROWS: usize = 16;
+/// Linears that are read back side by side: what is not parallel of one is hidden behind the others.
+const TOGETHER: usize = 4;
 
 const CURE: &str = "report this; nothing was kept (--no-verify keeps it)";
 
-/// `each` is told of every linear compared.
-pub fn verify(dir: &Path, target: &Target, mut each: impl FnMut()) -> Result<()> {
+/// What reads back other than it should: found, expected.
+type Difference = (String, String);
+
+/// Compares with the trained model. Of linears with digests, taken as their integers were made, the digest is compared; the
+/// integers are only made again to tell which differs. `each` is told of every linear.
+pub fn verify(dir: &Path, target: &Target, digests: &Digests, each: impl Fn() + Sync) -> Result<()> {
     let written = Folded::open(dir)?;
-    let differs = |found: String, expected: String| Err(Error::input(written.path(), found, expected, CURE));
+    let differs = |(found, expected)| Err(Error::input(written.path(), found, expected, CURE));
     if (written.format, written.scheme) != (target.format, target.scheme) {
         let found = format!("it reads as {} in {}", written.scheme, written.format);
-        return differs(found, format!("{} in {}", target.scheme, target.format));
+        return differs((found, format!("{} in {}", target.scheme, target.format)));
     }
     if !same_config(&written.config, target) {
-        return differs("its configuration reads as another model's".into(), "that of the trained model".into());
+        return differs(("its configuration reads as another model's".into(), "that of the trained model".into()));
     }
-    let mut room = Vec::new();
-    for linear in target.linears() {
-        let trained = target.low_rank(&linear)?;
-        let got = written.integers_in(room, &linear)?;
-        let difference =
-            codes_differ(&linear, &got.codes, &trained).or_else(|| grids_differ(&linear, &got.grid, &trained));
-        if let Some((found, expected)) = difference {
-            return differs(found, expected);
-        }
-        trained.phi.forget();
-        room = got.codes;
+    let spare = Spare::default();
+    let linear = |linear: &LinearName| {
+        let difference = linear_differs(&written, target, linear, digests.get(&linear.name).copied(), &spare);
         each();
-    }
+        difference.transpose()
+    };
+    let weights = || {
+        for some in target.linears().chunks(TOGETHER) {
+            if let Some(difference) = some.par_iter().find_map_first(linear) {
+                return differs(difference?);
+            }
+        }
+        match floats_differ(&written, target)? {
+            Some(difference) => differs(difference),
+            None => Ok(()),
+        }
+    };
+    let (weights, tokenizer) = rayon::join(weights, || tokenizer(&written, target));
+    weights.and(tokenizer)
+}
+
+/// The first tensor that stays floating point and differs.
+fn floats_differ(written: &Folded, target: &Target) -> Result<Option<Difference>> {
     for (name, shape) in names::floats(target.source.config()) {
         let (got, want) = (written.float(&name, &shape)?, target.source.float(&name, &shape)?);
         if kept(target, &name, &want) && !same_values(&got, &want) {
-            return differs(format!("{name} reads back changed"), "the values of the trained model".into());
+            return Ok(Some((format!("{name} reads back changed"), "the values of the trained model".into())));
         }
         got.forget();
         want.forget();
     }
-    tokenizer(&written, target)
+    Ok(None)
 }
 
 /// A GGUF says frequencies as f32 and cannot say a sliding window; all else must be equal.
@@ -67,34 +84,65 @@ fn same_config(got: &Config, target: &Target) -> bool {
     close && *got == Config { window: None, rope: got.rope.clone(), ..want.clone() }
 }
 
-/// The first integer that differs: found, expected. A few rows at a time are made again and compared.
-fn codes_differ(linear: &LinearName, got: &[u8], trained: &HostLowRank) -> Option<(String, String)> {
-    let LinearName { name, n, k } = linear;
-    if got.len() != n * k {
-        return Some((format!("{name} reads back as {} integers", got.len()), (n * k).to_string()));
+/// The first integer, scale or zero point that differs.
+fn linear_differs(
+    written: &Folded,
+    target: &Target,
+    linear: &LinearName,
+    digest: Option<u128>,
+    spare: &Spare<Vec<u8>>,
+) -> Result<Option<Difference>> {
+    let stored = written.stored(linear)?;
+    let differ = |grid: &LinearGrid| Ok(grids_differ(linear, grid, &target.source.grid(linear)?, target.scheme));
+    let Some(digest) = digest else {
+        let (grid, difference) = codes_differ(linear, &stored, &target.low_rank(linear)?, spare)?;
+        return difference.map_or_else(|| differ(&grid), |difference| Ok(Some(difference)));
+    };
+    let (grid, rows) = stored.visit(spare, |_, codes| digest::of_rows(codes, linear.k))?;
+    if digest::of_linear(rows) == digest {
+        return differ(&grid);
     }
-    let rounding = Rounding::new(trained, *k);
-    let blocks = got.par_chunks(ROWS * k).enumerate();
-    let first = blocks.map_init(Vec::new, |want, (block, got)| {
-        want.resize(got.len(), 0);
-        rounding.rows(block * ROWS, want);
-        let at = if got == want { None } else { got.iter().zip(&*want).position(|(got, want)| got != want) };
-        at.map(|at| (block * ROWS * k + at, got[at], want[at]))
+    let (_, difference) = codes_differ(linear, &stored, &target.low_rank(linear)?, spare)?;
+    let twice = || (format!("{} was written from other integers", linear.name), "those that it is made of now".into());
+    Ok(Some(difference.unwrap_or_else(twice)))
+}
+
+/// The grid read back, and the first integer that differs: some rows at a time are made again and compared.
+fn codes_differ(
+    linear: &LinearName,
+    stored: &Stored,
+    trained: &HostLowRank,
+    spare: &Spare<Vec<u8>>,
+) -> Result<(LinearGrid, Option<Difference>)> {
+    let LinearName { name, k, .. } = linear;
+    let rounding = trained.rounding(*k);
+    let (grid, first) = stored.visit(spare, |first, got| {
+        let mut want = vec![0; got.len()];
+        rounding.rows(first, &mut want);
+        let at = if got == want { None } else { got.iter().zip(&want).position(|(got, want)| got != want) };
+        at.map(|at| (first * k + at, got[at], want[at]))
+    })?;
+    trained.phi.forget();
+    let difference = first.into_iter().flatten().next().map(|(at, got, want)| {
+        let value = |code: u8| i32::from(code) + trained.scheme.qmin() as i32;
+        let found = format!("{name} W_Z[{}, {}] reads back as {}", at / k, at % k, value(got));
+        (found, value(want).to_string())
     });
-    let (at, got, want) = first.find_map_first(|different| different)?;
-    let value = |code: u8| i32::from(code) + trained.scheme.qmin() as i32;
-    let found = format!("{name} W_Z[{}, {}] reads back as {}", at / k, at % k, value(got));
-    Some((found, value(want).to_string()))
+    Ok((grid, difference))
 }
 
 /// The first scale or zero point that differs.
-fn grids_differ(linear: &LinearName, got: &LinearGrid, trained: &HostLowRank) -> Option<(String, String)> {
-    let (name, groups, want) = (&linear.name, trained.scheme.groups(linear.k), trained.grid());
+fn grids_differ(linear: &LinearName, got: &LinearGrid, want: &LinearGrid, scheme: Scheme) -> Option<Difference> {
+    let (name, groups) = (&linear.name, scheme.groups(linear.k));
     let grids = [("scale", Some(&got.scale), Some(&want.scale)), ("zero point", got.zero.as_ref(), want.zero.as_ref())];
     for (what, got, want) in grids {
         let (got, want) = (got.map_or(&[][..], |v| v), want.map_or(&[][..], |v| v));
         if got.len() != want.len() {
             return Some((format!("{name} reads back with {} {what}s", got.len()), want.len().to_string()));
+        }
+        let bytes = bytemuck::cast_slice::<f32, u8>;
+        if bytes(got) == bytes(want) {
+            continue;
         }
         if let Some(i) = (0..got.len()).find(|i| got[*i].to_bits() != want[*i].to_bits()) {
             let place = format!("[{}, {}]", i / groups, i % groups);

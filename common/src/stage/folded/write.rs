@@ -6,22 +6,27 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::Value;
 
+use super::digest::{self, Digests};
 use super::{Format, SAFETENSORS, gguf};
 use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, OutputFile, PartDir, write_file};
 use crate::format::compressed_tensors::{int_quantized, pack_quantized};
 use crate::format::gguf::blocks::GgmlType;
 use crate::format::safetensors::{Spec, TensorWriter};
+use crate::format::spare::Spare;
 use crate::format::tensor::Dtype;
 use crate::format::{awq, gptq};
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{HostLinear, HostLowRank, Rounding, Source};
+use crate::model::weights::{HostLinear, HostLowRank, Source};
 use crate::quant::{LinearGrid, Scheme, pack};
 use crate::stage::ahead::{Made, ahead};
 use crate::stage::float::SupportFiles;
 
-/// Rows of a linear that are made at a time: a cache line of AWQ's words.
-pub(super) const ROWS: usize = 128;
+/// Rows of a linear that are made at a time, so few that their integers stay in the cache.
+pub(super) const ROWS: usize = 32;
+
+/// Tensors that are the same whatever was trained.
+const OF_THE_SHAPE: [&str; 2] = ["weight_shape", "g_idx"];
 
 /// What is to be written.
 pub struct Target<'a> {
@@ -40,6 +45,13 @@ pub struct Target<'a> {
 
 /// The files written.
 pub type Files = BTreeMap<String, FileDigest>;
+
+/// What was written.
+pub struct Written {
+    pub files: Files,
+    /// Of the integers, before they were packed.
+    pub digests: Digests,
+}
 
 impl Target<'_> {
     pub fn linears(&self) -> Vec<LinearName> {
@@ -69,7 +81,7 @@ impl Target<'_> {
             return gguf::check(self);
         }
         for linear in &self.linears() {
-            let grid = self.low_rank(linear)?.grid();
+            let grid = self.source.grid(linear)?;
             for spec in self.linear_specs(linear) {
                 let suffix = spec.name.rsplit('.').next().unwrap_or_default();
                 if Some(suffix) != self.format.codes_suffix() {
@@ -148,35 +160,41 @@ impl Target<'_> {
         }
     }
 
-    /// The codes of a linear as they are stored, to `out`: [`ROWS`] rows at a time are rounded and packed, so that the
-    /// integers never leave the cache.
-    fn encode_codes(&self, linear: &LinearName, w: &HostLowRank, out: &mut [u8]) {
+    /// The codes of a linear as they are stored, to `out`: some rows at a time are rounded and packed. Their digest.
+    fn encode_codes(&self, linear: &LinearName, spare: &Spare<Block>, out: &mut [u8]) -> Result<u128> {
         let (n, k, scheme) = (linear.n, linear.k, self.scheme);
-        let rounding = Rounding::new(w, k);
+        let w = self.low_rank(linear)?;
+        let rounding = w.rounding(k);
         // Where the format stores a linear transposed, rows of W are a part of each of its rows.
-        let stored_rows = match self.format {
-            Format::CompressedTensors | Format::IntQuantized => 1,
-            Format::Gptq | Format::GptqV2 => pack::words(k, scheme.bits),
-            Format::Awq => k,
+        let (stored_rows, rows) = match self.format {
+            Format::CompressedTensors | Format::IntQuantized => (1, ROWS),
+            Format::Gptq | Format::GptqV2 => (pack::words(k, scheme.bits), gptq::TOGETHER),
+            Format::Awq => (k, awq::ROWS),
             Format::Gguf => no_safetensors(),
         };
-        let blocks = across(out, stored_rows, n, ROWS).into_par_iter().enumerate();
-        blocks.for_each_init(Vec::new, |codes, (block, parts)| {
-            let (first, rows) = (block * ROWS, ROWS.min(n - block * ROWS));
-            codes.resize(rows * k, 0);
+        let blocks = across(out, stored_rows, n, rows).into_par_iter().with_max_len(1).enumerate();
+        let make = |Block { codes, packed }: &mut Block, block, parts: Vec<&mut [u8]>| {
+            let first = block * rows;
+            codes.resize(rows.min(n - first) * k, 0);
             rounding.rows(first, codes);
-            let packed = match self.format {
-                Format::CompressedTensors => pack_quantized::encode_codes(codes, rows, k, scheme),
-                Format::IntQuantized => int_quantized::encode_codes(codes, rows, k, scheme),
-                Format::Gptq | Format::GptqV2 => gptq::encode_codes(codes, rows, k, scheme),
-                Format::Awq => awq::encode_codes(codes, rows, k, scheme),
+            packed.resize(parts.iter().map(|part| part.len()).sum(), 0);
+            match self.format {
+                Format::CompressedTensors => pack_quantized::encode_codes(codes, k, scheme, packed),
+                Format::IntQuantized => int_quantized::encode_codes(codes, packed),
+                Format::Gptq | Format::GptqV2 => gptq::encode_codes(codes, k, scheme, packed),
+                Format::Awq => awq::encode_codes(codes, k, packed),
                 Format::Gguf => no_safetensors(),
-            };
+            }
+            // Packed in the cache: in memory, what is read back there would wait for what is written.
             for (part, packed) in parts.into_iter().zip(packed.chunks_exact(packed.len() / stored_rows)) {
                 part.copy_from_slice(packed);
             }
-        });
+            digest::of_rows(codes, k)
+        };
+        let digests = blocks.map(|(block, parts)| spare.lend(|memory| make(memory, block, parts)));
+        let digest = digest::of_linear(digests.collect());
         w.phi.forget();
+        Ok(digest)
     }
 
     fn encode_rest(&self, suffix: &str, linear: &LinearName, grid: &LinearGrid) -> Result<Vec<u8>> {
@@ -194,11 +212,12 @@ impl Target<'_> {
 }
 
 /// Writes everything but the model card; `each` is told the bytes of weights written.
-pub fn write(part: &PartDir, target: &Target, each: impl FnMut(u64) + Send) -> Result<Files> {
+pub fn write(part: &PartDir, target: &Target, each: impl FnMut(u64) + Send) -> Result<Written> {
     let mut files = Files::new();
     if target.format == Format::Gguf {
-        files.insert(super::GGUF.into(), gguf::write(&part.join(super::GGUF), target, each)?);
-        return Ok(files);
+        let (file, digests) = gguf::write(&part.join(super::GGUF), target, each)?;
+        files.insert(super::GGUF.into(), file);
+        return Ok(Written { files, digests });
     }
     let mut put = |name: &str, bytes: &[u8]| -> Result<()> {
         files.insert(name.into(), write_file(&part.join(name), bytes)?);
@@ -214,8 +233,9 @@ pub fn write(part: &PartDir, target: &Target, each: impl FnMut(u64) + Send) -> R
     let mut config = target.config_json.clone();
     config["quantization_config"] = quantization;
     put("config.json", &pretty(&config))?;
-    files.insert(SAFETENSORS.into(), safetensors(&part.join(SAFETENSORS), target, each)?);
-    Ok(files)
+    let (file, digests) = safetensors(&part.join(SAFETENSORS), target, each)?;
+    files.insert(SAFETENSORS.into(), file);
+    Ok(Written { files, digests })
 }
 
 fn no_safetensors() -> ! {
@@ -239,7 +259,7 @@ fn across(out: &mut [u8], rows: usize, n: usize, width: usize) -> Vec<Vec<&mut [
     pieces
 }
 
-fn safetensors(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<FileDigest> {
+fn safetensors(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -> Result<(FileDigest, Digests)> {
     let metadata = [("format", "pt".to_string())];
     let mut writer = TensorWriter::create(OutputFile::create(path)?, target.specs()?, &metadata)?;
     let specs = writer.order().to_vec();
@@ -253,21 +273,28 @@ fn safetensors(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -
         Ok(())
     };
     ahead(&specs, |spec, made| encoder.encode(spec, made), write)?;
-    writer.finish()
+    Ok((writer.finish()?, encoder.digests))
 }
 
 /// Makes the tensors of `model.safetensors`.
 struct Encoder<'a> {
     target: &'a Target<'a>,
     linears: BTreeMap<String, LinearName>,
-    /// The linear that the tensor before belongs to: its tensors follow each other.
-    last: Option<(String, HostLowRank)>,
+    digests: Digests,
+    spare: Spare<Block>,
+}
+
+/// Some rows of a linear.
+#[derive(Default)]
+struct Block {
+    codes: Vec<u8>,
+    packed: Vec<u8>,
 }
 
 impl<'a> Encoder<'a> {
     fn new(target: &'a Target<'a>) -> Encoder<'a> {
         let linears = target.linears().into_iter().map(|linear| (linear.name.clone(), linear)).collect();
-        Encoder { target, linears, last: None }
+        Encoder { target, linears, digests: Digests::new(), spare: Spare::default() }
     }
 
     fn encode(&mut self, spec: &Spec, made: &mut Made) -> Result<()> {
@@ -277,16 +304,17 @@ impl<'a> Encoder<'a> {
             made.store(target.source.float(&spec.name, &spec.shape)?);
             return Ok(());
         };
-        let w = match self.last.take() {
-            Some((name, w)) if name == stem => w,
-            _ => target.low_rank(linear)?,
-        };
-        if Some(suffix) == target.format.codes_suffix() {
-            target.encode_codes(linear, &w, made.room(spec.bytes()));
-        } else {
-            made.put(&target.encode_rest(suffix, linear, &w.grid())?);
+        if OF_THE_SHAPE.contains(&suffix) {
+            let any = LinearGrid { scale: Vec::new(), zero: None };
+            made.put(target.encode_rest(suffix, linear, &any)?);
+            return Ok(());
         }
-        self.last = Some((stem.to_string(), w));
+        if Some(suffix) == target.format.codes_suffix() {
+            let digest = target.encode_codes(linear, &self.spare, made.room(spec.bytes())?)?;
+            self.digests.insert(stem.to_string(), digest);
+        } else {
+            made.put(target.encode_rest(suffix, linear, &target.source.grid(linear)?)?);
+        }
         Ok(())
     }
 }

@@ -1,0 +1,154 @@
+//! The integers of a linear, W_Z = clip(round(Φ0 + α/r·AB)), row by row: what folding writes.
+
+use pulp::{Simd, WithSimd};
+
+use super::Factors;
+use super::grid::{self, COLUMNS, Panels};
+use super::lanes::ARCH;
+
+/// Rows that share a strip of B. As many Φ0 are read as streams.
+const TOGETHER: usize = 16;
+/// Columns of a strip: the sums of these rows in it, and a panel of B, stay in the nearest cache.
+const STRIP: usize = 4 * COLUMNS;
+
+/// Makes the integers of a linear, some rows at a time.
+pub struct Rounding<'a> {
+    of: Factors<'a>,
+    b: Panels,
+}
+
+impl<'a> Rounding<'a> {
+    pub fn new(of: Factors<'a>) -> Rounding<'a> {
+        Rounding { b: Panels::new(of.b, of.rank), of }
+    }
+
+    /// W_Z − qmin of whole rows from row `first` on.
+    pub fn rows(&self, first: usize, codes: &mut [u8]) {
+        ARCH.dispatch(Rows { of: self, first, codes });
+    }
+}
+
+struct Rows<'a> {
+    of: &'a Rounding<'a>,
+    first: usize,
+    codes: &'a mut [u8],
+}
+
+impl WithSimd for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // As many sums as there are registers for them, of 32 or of 16.
+        if S::F32_LANES == 16 { self.make::<S, 8>(simd) } else { self.make::<S, 4>(simd) }
+    }
+}
+
+impl Rows<'_> {
+    #[inline(always)]
+    fn make<S: Simd, const N: usize>(self, simd: S) {
+        let Factors { k, rank, .. } = self.of.of;
+        let mut a = vec![[0.0; N]; TOGETHER / N * rank];
+        let mut sums = [[0.0; STRIP]; TOGETHER];
+        for (i, codes) in self.codes.chunks_mut(TOGETHER * k).enumerate() {
+            let (first, rows) = (self.first + i * TOGETHER, codes.len() / k);
+            self.of.gather(first, rows, &mut a);
+            for from in (0..k).step_by(STRIP) {
+                let width = STRIP.min(k - from);
+                for at in (0..width).step_by(COLUMNS) {
+                    for (c, a) in sums.as_chunks_mut::<N>().0.iter_mut().zip(a.chunks_exact(rank)) {
+                        self.of.b.sums(simd, (from + at) / COLUMNS, a, c, at);
+                    }
+                }
+                for ((row, codes), sums) in codes.chunks_exact_mut(k).enumerate().zip(&sums) {
+                    self.of.round(first + row, from, sums, &mut codes[from..from + width]);
+                }
+            }
+        }
+    }
+}
+
+impl Rounding<'_> {
+    /// `rows` of A from row `first` on, N side by side; what is missing of a block is never looked at.
+    #[inline(always)]
+    fn gather<const N: usize>(&self, first: usize, rows: usize, a: &mut [[f32; N]]) {
+        let rank = self.of.rank;
+        for (row, values) in self.of.a[first * rank..][..rows * rank].chunks_exact(rank).enumerate() {
+            for (a, value) in a[row / N * rank..][..rank].iter_mut().zip(values) {
+                a[row % N] = *value;
+            }
+        }
+    }
+
+    /// Codes of row `n` and the columns from `from` on, of their sums.
+    #[inline(always)]
+    fn round(&self, n: usize, from: usize, sums: &[f32; STRIP], codes: &mut [u8]) {
+        let Factors { scheme, phi, stored, factor, k, .. } = self.of;
+        let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
+        // An even number of columns lies before, so that they are whole bytes.
+        let bytes = stored.row_bytes(scheme, from)..stored.row_bytes(scheme, from + codes.len());
+        let mut z = [0.0; STRIP];
+        stored.unpack_row(scheme, &phi[n * stored.row_bytes(scheme, k)..][bytes], &mut z[..codes.len()]);
+        for ((code, z), c) in codes.iter_mut().zip(&z).zip(sums) {
+            *code = grid::unsigned_code(factor.mul_add(*c, *z), qmin, qmax);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{Phi, RealWeight, Scheme};
+
+    fn on<S: Simd>(simd: Option<S>, of: &Rounding, first: usize, codes: &mut [u8]) {
+        if let Some(simd) = simd {
+            codes.fill(0xEE);
+            simd.vectorize(Rows { of, first, codes });
+        }
+    }
+
+    /// The integers that training rounds to, of every φ, on every instruction set, for whole blocks and for rests.
+    #[test]
+    fn the_integers_of_training() {
+        let value = |i: usize| ((i * 2_654_435_761) % 4001) as f32 / 400.0 - 5.0;
+        for (n, k, rank) in [(37, 2 * STRIP + 77, 5), (16, STRIP, 32), (3, 31, 1), (24, 96, 4)] {
+            for (bits, stored) in
+                [(4, Phi::Q), (2, Phi::Q), (3, Phi::Int), (8, Phi::Int), (5, Phi::Bf16), (4, Phi::F32)]
+            {
+                let scheme = Scheme { bits, group: None, asymmetric: false };
+                let row_bytes = stored.row_bytes(scheme, k);
+                let mut phi = vec![0; n * row_bytes];
+                for (row, phi) in phi.chunks_exact_mut(row_bytes).enumerate() {
+                    let x: Vec<f32> = (0..k).map(|i| value(row * k + i)).collect();
+                    stored.pack_row(scheme, &x, phi);
+                }
+                let (a, b): (Vec<f32>, Vec<f32>) =
+                    ((0..n * rank).map(|i| value(i + 7)).collect(), (0..rank * k).map(|i| value(i + 77)).collect());
+                let of = Factors { scheme, phi: &phi, stored, a: &a, b: &b, rank, factor: 0.07, k };
+                let (real, rounding) = (RealWeight::new(of), Rounding::new(of));
+                for first in [0, 8.min(n / 2)] {
+                    let mut want = vec![0; (n - first) * k];
+                    for (i, want) in want.iter_mut().enumerate() {
+                        let (row, column) = (first + i / k, i % k);
+                        let (rows, columns) = (row / 4 * 4, column / COLUMNS * COLUMNS);
+                        let z = real.block(rows..(rows + 4).min(n), columns..(columns + COLUMNS).min(k));
+                        let code = grid::code(z[row - rows][column - columns], scheme.qmin(), scheme.qmax());
+                        *want = (code - scheme.qmin()) as u8;
+                    }
+                    let mut got = want.clone();
+                    let mut check = |what: &str, make: &dyn Fn(&mut [u8])| {
+                        make(&mut got);
+                        assert!(got == want, "{what} [{n}, {k}] r {rank} w{bits} {stored} from {first}");
+                    };
+                    check("chosen", &|codes| rounding.rows(first, codes));
+                    check("portable", &|codes| on(Some(pulp::Scalar), &rounding, first, codes));
+                    #[cfg(target_arch = "x86_64")]
+                    {
+                        check("avx2", &|codes| on(pulp::x86::V3::try_new(), &rounding, first, codes));
+                        check("avx512", &|codes| on(pulp::x86::V4::try_new(), &rounding, first, codes));
+                    }
+                }
+            }
+        }
+    }
+}
