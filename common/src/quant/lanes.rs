@@ -32,9 +32,10 @@ pub const LANES: usize = 16;
 pub fn join_columns(mut lanes: [[f32; LANES]; LANES]) -> [f32; LANES] {
     let mut width = LANES / 2;
     while width > 0 {
-        for lane in 0..width {
-            for row in 0..LANES {
-                lanes[lane][row] += lanes[lane + width][row];
+        let (left, right) = lanes.split_at_mut(width);
+        for (left, right) in left.iter_mut().zip(right) {
+            for (left, right) in left.iter_mut().zip(right) {
+                *left += *right;
             }
         }
         width /= 2;
