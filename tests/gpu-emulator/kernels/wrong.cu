@@ -287,3 +287,9 @@ KERNEL doubles(float *o, const float *x) {
     int t = blockIdx.x * blockDim.x + threadIdx.x;
     o[t] = 2.f * x[t];
 }
+
+// Who writes last, of the blocks and of the threads.
+KERNEL blocks_number(float *o, const float *x) {
+    if (threadIdx.x == 0) o[0] = x[blockIdx.x];
+    if (blockIdx.x == 0) o[1] = x[threadIdx.x];
+}

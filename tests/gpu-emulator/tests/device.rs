@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUresult;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
 };
@@ -32,6 +33,19 @@ pub fn shape(blocks: u32, threads: u32) -> LaunchConfig {
 impl Loaded {
     pub fn kernel(&self, name: &str) -> CudaFunction {
         self.module.load_function(name).unwrap()
+    }
+
+    /// The error of a kernel that the module does not have.
+    pub fn missing(&self, name: &str) -> CUresult {
+        self.module.load_function(name).unwrap_err().0
+    }
+
+    /// The bytes of a variable of the module.
+    pub fn global(&self, name: &str) -> CudaSlice<u8> {
+        let symbol = self.module.get_global(name, &self.stream).unwrap();
+        let mut bytes = self.stream.alloc_zeros::<u8>(symbol.len()).unwrap();
+        self.stream.memcpy_dtod(&symbol.as_view(), &mut bytes).unwrap();
+        bytes
     }
 
     /// Runs a kernel of the form (out, in, n), a thread an element, and gives `per` results an element.

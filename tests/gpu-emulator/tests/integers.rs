@@ -8,7 +8,8 @@ use crate::numbers::Random;
 fn words(count: usize, seed: u32) -> Vec<u32> {
     let mut random = Random(seed);
     let special = [0, 1, u32::MAX, i32::MAX as u32, i32::MIN as u32, 31, 32, 33];
-    let any = |i: usize, random: &mut Random| (random.bits() >> (i % 25)) ^ if i % 3 == 0 { u32::MAX } else { 0 };
+    let any =
+        |i: usize, random: &mut Random| (random.bits() >> (i % 25)) ^ if i.is_multiple_of(3) { u32::MAX } else { 0 };
     (0..count).map(|i| special.get(i).copied().unwrap_or_else(|| any(i, &mut random))).collect()
 }
 

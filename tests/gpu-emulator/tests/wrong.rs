@@ -150,7 +150,11 @@ fn unwritten_memory() {
 fn blocks() {
     let race = "race in global memory: ";
     right("right_blocks_add", 4, |t| if t == 0 { 6.0 } else { 0.0 });
-    right("right_halves", 1, |t| if t < 128 { f32::from_bits(2 * t as u32 | (2 * t as u32 + 1) << 16) } else { 0.0 });
+    right(
+        "right_halves",
+        1,
+        |t| if t < 128 { f32::from_bits((2 * t as u32) | ((2 * t as u32 + 1) << 16)) } else { 0.0 },
+    );
     wrong(
         "blocks_add",
         2,
