@@ -138,9 +138,18 @@ impl Core<'_> {
                 self.check_range(warp, wish, placed, at, len, first)?;
             }
             Shape::Same if wish.for_ == Use::Load => self.check_range(warp, wish, placed, at, size, first)?,
-            _ => {
+            // Several lanes at one place: each is an access of its own.
+            Shape::Same => {
                 for lane in lanes(placed.mask) {
-                    self.check_range(warp, wish, placed, placed.offsets[lane], size, lane)?;
+                    self.check_range(warp, wish, placed, at, size, lane)?;
+                }
+            }
+            Shape::Scattered => {
+                let mut left = placed.mask;
+                while left != 0 {
+                    let (first, count) = run_of_lanes(&placed.offsets, left, size);
+                    self.check_range(warp, wish, placed, placed.offsets[first], size * count, first)?;
+                    left &= !((u32::MAX >> (LANES - count)) << first);
                 }
             }
         }
@@ -312,6 +321,17 @@ fn lanes_or(addresses: &Lanes<u64>, mask: u32) -> u64 {
         all |= if mask >> lane & 1 == 1 { *address } else { 0 };
     }
     all
+}
+
+/// The first lanes of the mask that lie side by side: where they begin and how many they are.
+#[inline(always)]
+fn run_of_lanes(offsets: &Lanes<usize>, mask: u32, size: usize) -> (usize, usize) {
+    let first = mask.trailing_zeros() as usize;
+    let mut end = first + 1;
+    while end < LANES && mask >> end & 1 == 1 && offsets[end] == offsets[end - 1].wrapping_add(size) {
+        end += 1;
+    }
+    (first, end - first)
 }
 
 #[inline(always)]

@@ -102,8 +102,25 @@ impl Warp {
 }
 
 impl Core<'_> {
-    /// Runs until every lane has exited, is at a barrier, or waits for another.
+    /// Runs until every lane has exited, is at a barrier, or waits for another. Compiled twice, as
+    /// [`super::arithmetic`] is, for the loops over addresses.
     pub fn run(&mut self, warp: &mut Warp) -> Result<(), Fault> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the machine has it.
+            return unsafe { self.run_avx2(warp) };
+        }
+        self.run_plain(warp)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn run_avx2(&mut self, warp: &mut Warp) -> Result<(), Fault> {
+        self.run_plain(warp)
+    }
+
+    #[inline(always)]
+    fn run_plain(&mut self, warp: &mut Warp) -> Result<(), Fault> {
         let mut left = self.checks().budget;
         while let Some(index) = warp.furthest_back() {
             let mut group = warp.groups.swap_remove(index);
