@@ -9,7 +9,7 @@ typedef unsigned long long u64;
     u32 *r = out + i * W;
 
 extern "C" __global__ void bits(u32 *out, const u32 *in, int n) {
-    INDEX(20)
+    INDEX(21)
 #define TWO(K, OP) asm(OP " %0, %1, %2;" : "=r"(r[K]) : "r"(a), "r"(b));
 #define THREE(K, OP) asm(OP " %0, %1, %2, %3;" : "=r"(r[K]) : "r"(a), "r"(b), "r"(c));
 #define FIELD(K, OP) asm(OP " %0, %1, %2, %3;" : "=r"(r[K]) : "r"(a), "r"(b & 63), "r"(c & 63));
@@ -35,6 +35,7 @@ extern "C" __global__ void bits(u32 *out, const u32 *in, int n) {
     asm("{.reg .pred p; setp.gt.u32 p, %1, %2; setp.lt.xor.s32 p, %1, %3, p; selp.b32 %0, %2, %3, p;}"
         : "=r"(r[18]) : "r"(a), "r"(b), "r"(c));
     asm("sad.s32 %0, %1, %2, %3;" : "=r"(r[19]) : "r"(a), "r"(b), "r"(c));
+    asm("{.reg .b16 low, high; mov.u16 low, -3; mov.u16 high, 5; mov.b32 %0, {low, high};}" : "=r"(r[20]));
 }
 
 // A sum, a difference and a product of 96 bits by the carry: out has 12 words a row.
@@ -98,4 +99,22 @@ extern "C" __global__ void approximate(float *out, const float *in, int n) {
     F1(0, "ex2.approx.f32") F1(1, "lg2.approx.f32") F1(2, "rcp.approx.f32") F1(3, "rsqrt.approx.f32")
     F1(4, "sqrt.approx.f32") F1(5, "sin.approx.f32") F1(6, "cos.approx.f32") F1(7, "tanh.approx.f32")
     F1(8, "rcp.rn.f32") F1(9, "sqrt.rn.f32")
+}
+
+// All comparisons of f32, a bit each, of neighbours and of a value with itself. Rows of 16.
+extern "C" __global__ void compare(u32 *out, const u32 *in, int n) {
+    INDEX(16)
+    float pairs[4] = {__int_as_float(a), __int_as_float(b), __int_as_float(a), __int_as_float(a)};
+#define BIT(K, AT, OP)                                                                              \
+    asm("{.reg .pred p; .reg .u32 t; setp." OP ".f32 p, %1, %2; selp.u32 t, 1, 0, p; shl.b32 t, t, " #AT "; or.b32 %0, %3, t;}" \
+        : "=r"(r[K]) : "f"(x), "f"(y), "r"(r[K]));
+    for (int k = 0; k < 2; k++) {
+        float x = pairs[2 * k], y = pairs[2 * k + 1];
+        r[8 * k] = r[8 * k + 1] = 0;
+        BIT(8 * k, 0, "eq") BIT(8 * k, 1, "ne") BIT(8 * k, 2, "lt") BIT(8 * k, 3, "le") BIT(8 * k, 4, "gt")
+        BIT(8 * k, 5, "ge") BIT(8 * k, 6, "num")
+        BIT(8 * k + 1, 0, "equ") BIT(8 * k + 1, 1, "neu") BIT(8 * k + 1, 2, "ltu") BIT(8 * k + 1, 3, "leu")
+        BIT(8 * k + 1, 4, "gtu") BIT(8 * k + 1, 5, "geu") BIT(8 * k + 1, 6, "nan")
+        for (int rest = 2; rest < 8; rest++) r[8 * k + rest] = 0;
+    }
 }

@@ -116,6 +116,15 @@ KERNEL syncwarp_of_others(float *o, const float *x) {
     o[t] = s[t ^ 1];
 }
 
+// A warp's synchronization orders nothing between warps.
+KERNEL syncwarp_for_barrier(float *o, const float *x) {
+    __shared__ float s[32];
+    int t = threadIdx.x;
+    if (t < 32) s[t] = x[t];
+    __syncwarp();
+    o[t] = s[t & 31];
+}
+
 KERNEL right_syncwarp_of_halves(float *o, const float *x) {
     __shared__ float s[256];
     int t = threadIdx.x;

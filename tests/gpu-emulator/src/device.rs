@@ -8,11 +8,11 @@
 //! With `GPU_EMULATOR=off` the bodies run in the test's process on whatever driver there is; devices with a knob turned
 //! are passed over then, since no real one has it.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::{env, fs, io};
 
@@ -29,8 +29,8 @@ const BLAS: [&str; 4] = ["libcublas.so", "libcublas.so.12", "libcublasLt.so", "l
 const OTHER: [&str; 6] = [".so.13", ".so.11", ".so.10", ".so.9", ".so.1", "64_12.so"];
 
 thread_local! {
-    /// How many runs this test has made.
-    static RUNS: Cell<u64> = const { Cell::new(0) };
+    /// How many runs each test of this thread has made.
+    static RUNS: RefCell<HashMap<String, u64>> = RefCell::default();
 }
 
 /// What the device did.
@@ -162,7 +162,12 @@ impl Device {
             }
             return Report::default();
         }
-        let run = RUNS.replace(RUNS.get() + 1);
+        let test = test_name::<F>();
+        let run = RUNS.with_borrow_mut(|runs| {
+            let count = runs.entry(test.clone()).or_default();
+            *count += 1;
+            *count - 1
+        });
         if let Some((own, reports)) = child() {
             if run < own {
                 return Report::read(&reports.join(run.to_string())).unwrap_or_default();
@@ -173,7 +178,7 @@ impl Device {
             // The rest of the test is the parent's.
             std::process::exit(0);
         }
-        let outcome = self.in_child(&test_name::<F>(), run);
+        let outcome = self.in_child(&test, run);
         outcome.unwrap_or_else(|error| panic!("the emulator cannot be set up: {error}"))
     }
 
@@ -191,8 +196,20 @@ impl Device {
             panic!("{test}, run {run} ({self:?}), on the emulator: {}\n{}", output.status, text.concat());
         }
         let found = Report::read(&report).unwrap_or_default();
-        REMOVE.with(|remove| remove.0.borrow_mut().push(reports));
+        REMOVE.with_borrow_mut(|remove| remove.0.push(reports));
         Ok(found)
+    }
+
+    /// Runs a program that [`Device::command`] has made: what it put out, and what the device did.
+    pub fn output(&self, command: &mut Command) -> io::Result<(Output, Report)> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("report-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let path = directory()?.join(name);
+        let output = command.env(variable::report, &path).output()?;
+        // A program that never called the driver leaves none.
+        let report = Report::read(&path).unwrap_or_default();
+        let _ = fs::remove_file(&path);
+        Ok((output, report))
     }
 
     /// A command for a program that finds this device.
@@ -205,6 +222,7 @@ impl Device {
             path.push(old);
         }
         let mut command = Command::new(program.as_ref());
+        command.env_remove(CHILD).env_remove(variable::report);
         command.env("LD_LIBRARY_PATH", path).envs(self.knobs.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -212,14 +230,14 @@ impl Device {
 
 thread_local! {
     /// What a test leaves is removed when its thread ends.
-    static REMOVE: Remove = const { Remove(std::cell::RefCell::new(Vec::new())) };
+    static REMOVE: RefCell<Remove> = const { RefCell::new(Remove(Vec::new())) };
 }
 
-struct Remove(std::cell::RefCell<Vec<PathBuf>>);
+struct Remove(Vec<PathBuf>);
 
 impl Drop for Remove {
     fn drop(&mut self) {
-        for path in self.0.borrow().iter() {
+        for path in &self.0 {
             let _ = fs::remove_dir_all(path);
         }
     }

@@ -106,7 +106,7 @@ fn special_values() {
     let bits = f32::to_bits;
     let tiny = f32::from_bits(1);
     // x, y, result of column k
-    let cases: [(f32, f32, usize, u32); 16] = [
+    let cases: [(f32, f32, usize, u32); 19] = [
         (f32::INFINITY, f32::NEG_INFINITY, 0, NAN),
         (f32::NAN, 1.0, 4, NAN),
         (f32::MAX, f32::MAX, 4, bits(f32::INFINITY)),
@@ -118,10 +118,13 @@ fn special_values() {
         (1.0, -1.0, 3, bits(0.0)),
         (tiny, tiny, 0, bits(tiny + tiny)),
         (tiny, tiny, 16, bits(0.0)),
+        (tiny, f32::MIN_POSITIVE, 16, bits(f32::MIN_POSITIVE)),
         (-tiny, 0.5, 17, bits(-0.0)),
         (tiny, 0.5, 7, bits(tiny)),
         (f32::NAN, 2.0, 20, bits(2.0)),
         (-0.0, 0.0, 21, bits(0.0)),
+        (0.0, -0.0, 20, bits(-0.0)),
+        (0.0, -0.0, 21, bits(0.0)),
         (f32::NAN, 2.0, 22, NAN),
     ];
     Device::new().run(|| {
@@ -197,6 +200,28 @@ fn approximate_functions() {
                 let wanted = function(*x as f64) as f32;
                 let error = error(row[k] as f64, wanted as f64, 1e-37);
                 assert!(error < 2e-7, "function {k} of {x:e}: {:e}, expected {wanted:e}", row[k]);
+            }
+        }
+    });
+}
+
+/// Of NaN too, where the ordered comparisons are false and the unordered ones true.
+#[test]
+fn comparisons() {
+    Device::new().run(|| {
+        let input = all_floats(2000, 17);
+        let found: Vec<u32> = load("torture_isa").map("compare", &input, 16);
+        for (i, row) in found.chunks_exact(16).enumerate() {
+            let pairs = [(i, (i + 1) % input.len()), (i, i)];
+            for (k, (x, y)) in
+                pairs.map(|(i, j)| (f32::from_bits(input[i]), f32::from_bits(input[j]))).into_iter().enumerate()
+            {
+                let nan = x.is_nan() || y.is_nan();
+                let wanted = [x == y, x != y && !nan, x < y, x <= y, x > y, x >= y, !nan].map(|holds| holds as u32);
+                let unordered = [x == y, x != y, x < y, x <= y, x > y, x >= y, true].map(|holds| (holds || nan) as u32);
+                let bits = |list: [u32; 7]| list.iter().enumerate().map(|(bit, holds)| holds << bit).sum::<u32>();
+                assert_eq!(row[8 * k], bits(wanted), "ordered, {x:e} and {y:e}");
+                assert_eq!(row[8 * k + 1], bits(unordered) & 0x3f | (nan as u32) << 6, "unordered, {x:e} and {y:e}");
             }
         }
     });

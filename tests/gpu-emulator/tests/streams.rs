@@ -97,6 +97,28 @@ fn what_another_stream_has_not_written_yet() {
     );
 }
 
+/// What the host waits for as a whole runs the newest stream first.
+#[test]
+fn the_newest_stream_runs_first() {
+    let report = Device::new().run(|| {
+        let module = load("wrong");
+        unsafe { module.context.disable_event_tracking() };
+        let (one, two) = (module.context.new_stream().unwrap(), module.context.new_stream().unwrap());
+        let from = one.clone_htod(&ascending()).unwrap();
+        let mut middle = unsafe { one.alloc::<f32>(COUNT) }.unwrap();
+        let mut to = unsafe { two.alloc::<f32>(COUNT) }.unwrap();
+        doubles(&module, &one, &mut middle, &from).unwrap();
+        doubles(&module, &two, &mut to, &middle).unwrap();
+        assert!(module.context.synchronize().is_err());
+    });
+    let message = report.messages.join("\n");
+    let first = "reads unwritten memory: byte 0 (0x";
+    assert!(
+        message.contains(first) && message.contains("have not run yet: copy to the device, kernel doubles"),
+        "{message}"
+    );
+}
+
 #[test]
 fn pinned_memory_is_late() {
     Device::new().run(|| {

@@ -85,6 +85,11 @@ fn warps() {
         &["divergent", "17 threads (from thread 0 on) wait for lane 17 of their warp, which is elsewhere, at line"],
     );
     let race = "race in shared memory: ";
+    wrong(
+        "syncwarp_for_barrier",
+        1,
+        &[race, "thread [32, 0, 0]", "which thread [0, 0, 0] wrote", "no barrier is between"],
+    );
     for kernel in ["no_syncwarp", "syncwarp_of_others"] {
         wrong(
             kernel,

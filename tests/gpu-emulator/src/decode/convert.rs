@@ -74,6 +74,9 @@ impl Decoder<'_> {
             }
             return Ok(Arithmetic::ConvertPair { to, mode, d, from: [a, b] });
         }
+        if to == Scalar::F64 && !to_integral && mode.round != Round::Nearest {
+            return Err("to f64 only the nearest is modelled".into());
+        }
         let (d, register) = self.target(to, nth(operands, 0)?)?;
         let a = self.source(guard, from, operands, 1)?;
         Ok(match (from, to) {

@@ -72,10 +72,18 @@ impl State {
         if len == 0 { Ok(()) } else { self.submit(stream, Work::Fill { at, data: value.repeat(count) }) }
     }
 
-    pub fn free(&mut self, address: u64) -> Result<(), Status> {
-        match self.memory.free(address) {
+    fn release(&mut self, address: u64) -> Result<(), Status> {
+        match self.memory.release(address) {
             Ok(()) => Ok(()),
             Err(what) => Err(self.fail(Status::InvalidValue, format!("free: {what}"))),
+        }
+    }
+
+    /// After the release, when nothing uses it any more.
+    pub fn remove(&mut self, address: u64) {
+        if let Some(number) = self.memory.remove(address) {
+            self.history.forget(number);
+            self.order.forget(number);
         }
     }
 }
@@ -116,10 +124,18 @@ entry_points! {
     }
     fn cuMemFree_v2(address: u64) |state| {
         state.run_all()?;
-        if address == 0 { Ok(()) } else { state.free(address) }
+        if address != 0 {
+            state.release(address)?;
+            state.remove(address);
+        }
+        Ok(())
     }
     fn cuMemFreeAsync(address: u64, stream: u64) |state| {
-        if address == 0 { Ok(()) } else { state.submit(stream, Work::Free { at: address }) }
+        if address == 0 {
+            return Ok(());
+        }
+        state.release(address)?;
+        state.submit(stream, Work::Free { at: address })
     }
     fn cuMemHostAlloc(to: Out<usize>, bytes: usize, _flags: u32) |state| {
         need_context()?;

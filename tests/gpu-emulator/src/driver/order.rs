@@ -51,10 +51,21 @@ pub struct StreamOrder {
     names: HashMap<Stamp, String>,
 }
 
+/// Of so many pieces of work the names are kept.
+const NAMES: usize = 1 << 16;
+
 impl StreamOrder {
+    /// The allocation is gone.
+    pub fn forget(&mut self, number: u64) {
+        self.chunks.remove(&number);
+    }
+
     /// After work has run: compares what it touched with who was there before.
     pub fn note(&mut self, memory: &DeviceMemory, stream: u64, clock: &Clock, name: &str) -> Result<(), String> {
         let stamp = (stream, clock.of(stream));
+        if self.names.len() >= NAMES {
+            self.names.clear();
+        }
         self.names.insert(stamp, name.to_string());
         let mut wrong: Option<(Stamp, String, &str)> = None;
         for allocation in memory.allocations().filter(|a| a.touched.any.swap(false, Relaxed)) {

@@ -183,7 +183,10 @@ impl State {
         if let Err(what) = self.order.note(&self.memory, id, &clock, &name) {
             return Err(self.fail(Status::LaunchFailed, what));
         }
-        if let Work::Free { at } = work { self.free(at) } else { Ok(()) }
+        if let Work::Free { at } = work {
+            self.remove(at);
+        }
+        Ok(())
     }
 
     /// What other streams have not run yet: a hint where something is missing.

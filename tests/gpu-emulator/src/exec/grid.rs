@@ -32,6 +32,13 @@ pub struct History {
     pub(super) shadows: HashMap<u64, Shadow>,
 }
 
+impl History {
+    /// The allocation is gone.
+    pub fn forget(&mut self, number: u64) {
+        self.shadows.remove(&number);
+    }
+}
+
 pub struct Launch<'a> {
     pub program: &'a Program,
     /// The text of the module, for the lines in messages.

@@ -52,6 +52,8 @@ pub struct Allocation {
     pub name: String,
     pub bytes: Bytes,
     pub touched: Touched,
+    /// Its free is on the way: it counts no more, and is there until that runs.
+    released: bool,
 }
 
 /// A part of an allocation.
@@ -120,20 +122,28 @@ impl DeviceMemory {
         self.next = (base + len as u64 + GAP).next_multiple_of(ALIGN);
         self.numbers += 1;
         let (number, bytes, touched) = (self.numbers, Bytes::new(len, self.poison), Touched::new(len));
-        self.live.insert(base, Allocation { base, number, name, bytes, touched });
+        self.live.insert(base, Allocation { base, number, name, bytes, touched, released: false });
         base
     }
 
-    pub fn free(&mut self, base: u64) -> Result<(), String> {
-        let Some(allocation) = self.live.remove(&base) else {
-            return Err(match self.freed.contains_key(&base) {
-                true => format!("{base:#x} was freed already"),
-                false => format!("{base:#x} is not the start of an allocation"),
-            });
-        };
-        self.used -= allocation.bytes.len();
+    /// Gives the room back, which the next allocation of the stream may have. The bytes stay until [`Self::remove`].
+    pub fn release(&mut self, base: u64) -> Result<(), String> {
+        match self.live.get_mut(&base) {
+            Some(allocation) if !allocation.released => {
+                allocation.released = true;
+                self.used -= allocation.bytes.len();
+                Ok(())
+            }
+            None if !self.freed.contains_key(&base) => Err(format!("{base:#x} is not the start of an allocation")),
+            _ => Err(format!("{base:#x} was freed already")),
+        }
+    }
+
+    /// Of what was released. The number of the allocation.
+    pub fn remove(&mut self, base: u64) -> Option<u64> {
+        let allocation = self.live.remove(&base)?;
         self.freed.insert(base, (allocation.bytes.len(), allocation.name));
-        Ok(())
+        Some(allocation.number)
     }
 
     pub fn allocations(&self) -> impl Iterator<Item = &Allocation> {
@@ -208,10 +218,12 @@ mod tests {
         assert!(memory.range(a, 300).is_ok() && memory.range(a + 299, 1).is_ok());
         assert!(memory.describe(a + 300, 4).contains("offset 300 of allocation 1 of 300 bytes"));
         assert!(memory.range(a + 299, 2).is_err() && memory.range(BASE - 1, 1).is_err());
-        memory.free(b).unwrap();
+        memory.release(b).unwrap();
+        assert_eq!((memory.used, memory.range(b, 600).is_ok()), (300, true));
+        assert_eq!(memory.remove(b), Some(2));
         assert!(memory.describe(b + 8, 4).contains("offset 8 of allocation 2 of 600 bytes, which was freed"));
-        assert!(memory.free(b).unwrap_err().contains("freed already"));
-        assert!(memory.free(a + 8).unwrap_err().contains("not the start"));
+        assert!(memory.release(b).unwrap_err().contains("freed already"));
+        assert!(memory.release(a + 8).unwrap_err().contains("not the start"));
         assert_eq!((memory.used, memory.peak), (300, 900));
     }
 }
