@@ -99,7 +99,7 @@ fn whole_program() -> Result<Vec<f32>, DriverError> {
 #[test]
 fn every_allocation_fails_in_turn() {
     let all = Device::new().run(|| assert_eq!(whole_program().unwrap()[..256], [1.0; 256])).allocations;
-    assert_eq!(all, if Device::is_off() { 0 } else { 3 });
+    assert_eq!(all, 3);
     for n in 1..=all {
         let report = Device::new().fail_allocation(n).run(|| {
             assert_eq!(whole_program().unwrap_err().0, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
@@ -111,7 +111,7 @@ fn every_allocation_fails_in_turn() {
 #[test]
 fn every_call_fails_in_turn() {
     let report = Device::new().run(|| drop(whole_program().unwrap()));
-    assert!(Device::is_off() || report.calls > 20 && report.entry_points["cuLaunchKernel"] == 1);
+    assert!(report.calls > 20 && report.entry_points["cuLaunchKernel"] == 1);
     let mut seen = 0;
     for n in 1..=report.calls {
         let report = Device::new().fail_call(n).run(|| {
@@ -124,7 +124,7 @@ fn every_call_fails_in_turn() {
         assert!(report.messages[0].starts_with(&format!("call {n} (cu")), "{:?}", report.messages);
         seen += report.messages[0].contains("cuLaunchKernel") as u32;
     }
-    assert_eq!(seen, !Device::is_off() as u32);
+    assert_eq!(seen, 1);
 }
 
 #[test]
@@ -186,9 +186,6 @@ fn orders() {
 #[test]
 fn the_report_of_this_process() {
     Device::new().run(|| {
-        if Device::is_off() {
-            return;
-        }
         let before = Report::here().unwrap();
         load("wrong").try_out("right", shape(1, 256)).unwrap();
         let after = Report::here().unwrap();
@@ -200,9 +197,6 @@ fn the_report_of_this_process() {
 /// A program that knows nothing of the emulator runs on it too.
 #[test]
 fn a_program_of_its_own() {
-    if Device::is_off() {
-        return;
-    }
     let run = |device: Device| {
         let mut command = device.command(std::env::current_exe().unwrap());
         command.args(["--exact", "knobs::probe", "--ignored", "--nocapture"]);

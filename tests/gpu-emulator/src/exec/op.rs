@@ -251,7 +251,7 @@ pub enum Arithmetic {
     Predicate { f: Logic, d: Row, a: Row, b: Row },
 }
 
-/// A stretch of [`Program::lists`].
+/// A stretch of [`super::program::Program::lists`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct List {
     pub start: u32,
@@ -264,6 +264,7 @@ pub enum Base {
     Narrow(Row),
     Wide(Row),
 }
+
 /// A space; `Parameter` are the parameters of the kernel, `Generic` is known by the address when the instruction runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Where {
@@ -334,6 +335,7 @@ pub enum Together {
     LoadMatrix { rows: List, transpose: bool, address: Address },
     MultiplyMatrix { of: Half, d: List, from: [List; 3] },
 }
+
 /// An instruction. The rows of an atomic are the result (or NONE), the operand, and what is swapped in; `Together` has the
 /// row of its mask, or NONE for all lanes (`.aligned`); `CopyWait` waits for all groups of copies but the newest `keep`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
