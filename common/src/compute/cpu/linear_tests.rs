@@ -328,7 +328,9 @@ fn through_swiglu<E: Element>(n: usize, k: usize, rows: usize, unit: f64) {
 
 #[test]
 fn linears_of_one_input() {
-    for (n, k, rows) in [([64, 32], 96, 40), ([7, 70], 33, 5), ([70, 70], 64, 33), ([96, 96], 608, 64)] {
+    // Of the last ones k, or n as the k of the backward pass, is more than a block of B.
+    let shapes = [([64, 32], 96, 40), ([7, 70], 33, 5), ([70, 70], 64, 33), ([96, 96], 608, 64)];
+    for (n, k, rows) in shapes.into_iter().chain([([40, 40], 2100, 40), ([2100, 64], 40, 33)]) {
         together::<f32>(n, k, rows, 0.0);
         together::<bf16>(n, k, rows, 1.0 / 256.0);
         through_swiglu::<f32>(n[0], k, rows, 0.0);

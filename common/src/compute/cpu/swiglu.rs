@@ -2,7 +2,7 @@
 //! but to be kept.
 
 use super::element::Element;
-use super::product::{COLUMNS, Kernel, Shared, Sink};
+use super::product::{COLUMNS, Kernel, Shared, Sink, Tile};
 use super::simd::{exp, simd};
 
 #[inline(always)]
@@ -30,18 +30,9 @@ pub struct ToSwiGlu<'a, E> {
     pub out: Shared<'a, E>,
 }
 
-/// A tile that waits for the next.
-#[repr(align(64))]
-pub struct Waiting([f32; 32 * COLUMNS]);
-
-impl Default for Waiting {
-    fn default() -> Waiting {
-        Waiting([0.0; 32 * COLUMNS])
-    }
-}
-
 impl<E: Element, K: Kernel> Sink<K> for ToSwiGlu<'_, E> {
-    type State = Waiting;
+    /// The tile of gate, which waits for that of up.
+    type State = Tile;
 
     /// Two tiles of each matrix make whole lines, so each is asked for once in four.
     fn ahead(&self, row: usize, column: usize) -> Option<(*const u8, usize)> {
@@ -54,7 +45,7 @@ impl<E: Element, K: Kernel> Sink<K> for ToSwiGlu<'_, E> {
         }
     }
 
-    fn store(&self, kernel: K, gate: &mut Waiting, row: usize, column: usize, tile: &mut [f32]) {
+    fn store(&self, kernel: K, gate: &mut Tile, row: usize, column: usize, tile: &mut [f32]) {
         let (which, column) = (column % 2, column / 2);
         if let Some(kept) = &self.kept {
             // SAFETY: each tile is given once, by one thread.
@@ -84,14 +75,15 @@ pub struct ToSwiGluGradient<'a, E> {
 }
 
 impl<E: Element, K: Kernel> Sink<K> for ToSwiGluGradient<'_, E> {
-    type State = Waiting;
+    /// dgate of a tile.
+    type State = Tile;
 
     fn ahead(&self, row: usize, column: usize) -> Option<(*const u8, usize)> {
         let of = if column.is_multiple_of(2) { &self.gate } else { &self.up };
         of.ahead::<K>(row, column / 2 * 2)
     }
 
-    fn store(&self, kernel: K, dgate: &mut Waiting, row: usize, column: usize, dout: &mut [f32]) {
+    fn store(&self, kernel: K, dgate: &mut Tile, row: usize, column: usize, dout: &mut [f32]) {
         let (gate, stride, rows, columns) = self.gate.tile::<K>(row, column);
         let (up, ..) = self.up.tile::<K>(row, column);
         simd(

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::made::LowRankRows;
 use super::product::{
-    COLUMNS, Kernel, Left, Lines, PackedColumns, Scratch, Sink, Split, Square, ToF32, product, transpose,
+    COLUMNS, Kernel, Left, Lines, PackedColumns, Scratch, Sink, Split, Square, Tile, ToF32, product, transpose,
 };
 use super::simd::simd;
 use crate::quant::grid::{self, ROWS};
@@ -139,18 +139,8 @@ struct ToGradients<'a, K: Kernel, E> {
 /// dZ of a tile as the products for dA and dB read it.
 #[derive(Default)]
 struct State {
-    rows: Page,
-    columns: Page,
-}
-
-/// A packed tile of 32 × 32 f32 at most, on cache lines.
-#[repr(align(64))]
-struct Page([f32; 32 * COLUMNS]);
-
-impl Default for Page {
-    fn default() -> Page {
-        Page([0.0; 32 * COLUMNS])
-    }
+    rows: Tile,
+    columns: Tile,
 }
 
 impl<K: Kernel, E: Element> Sink<K> for ToGradients<'_, K, E> {

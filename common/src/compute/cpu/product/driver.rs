@@ -129,12 +129,12 @@ impl Blocking {
         // A whole number of blocks in which weights are made.
         let block = even(steps, K::BLOCK).next_multiple_of(COLUMNS / K::STEP).min(steps);
         let step_bytes = K::COLUMN_STEP * size_of::<K::Packed>();
-        // Pairs stay together.
         let fit = (BLOCK_BYTES / (step_bytes * block)).clamp(2, 24);
         let whole = block == steps;
         Blocking {
             chunk: even(block, K::CHUNK),
             block,
+            // Pairs stay together.
             columns: even(columns, fit).next_multiple_of(2),
             rows: if whole { 1 } else { rows.min(8) },
         }

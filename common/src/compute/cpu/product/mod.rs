@@ -30,7 +30,7 @@ pub use kernel::{Ahead, Amx, Fma, Kernel, Work, kernel_name, with_kernel};
 pub use pack::{Lines, Square, Tiled, transpose};
 pub use right::{Made, PackedColumns, Place, Right, Rows, SideBySide};
 pub use scratch::Scratch;
-pub use sink::{Shared, Sink, ToActivation, ToActivations, ToF32};
+pub use sink::{Shared, Sink, Tile, ToActivation, ToActivations, ToF32};
 
 /// Columns of a tile of C: lines of a panel of B.
 pub const COLUMNS: usize = 32;

@@ -156,6 +156,7 @@ impl<'a, W: Rows> SideBySide<'a, W> {
 
     /// A panel of each by turns; they have the same n.
     pub fn by_turns(weights: &'a [W]) -> Self {
+        assert!(weights.windows(2).all(|two| two[0].n() == two[1].n()), "weights by turns: n differs");
         let panels = weights.first().map_or(0, |w| w.n().div_ceil(COLUMNS));
         let places = (0..panels).flat_map(|panel| (0..weights.len()).map(move |of| Place { of, panel })).collect();
         SideBySide { weights, places }

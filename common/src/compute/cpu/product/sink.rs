@@ -61,7 +61,7 @@ impl ToF32<'_> {
             // SAFETY: as the caller promises; the tile lies there.
             unsafe { kernel.tile(a, b, steps, c, ldc, accumulate, ahead) };
         } else {
-            let mut tile = Tile([0.0; 32 * COLUMNS]);
+            let mut tile = Tile::default();
             // SAFETY: as the caller promises; no kernel has more than 32 rows.
             unsafe { kernel.tile(a, b, steps, tile.0.as_mut_ptr(), COLUMNS, false, ahead) };
             Sink::<K>::store(self, kernel, &mut (), row, column, &mut tile.0[..K::ROWS * COLUMNS]);
@@ -86,9 +86,15 @@ impl ToF32<'_> {
     }
 }
 
-/// On cache lines.
+/// A tile of any kernel, or one packed, on cache lines.
 #[repr(align(64))]
-struct Tile([f32; 32 * COLUMNS]);
+pub struct Tile(pub [f32; 32 * COLUMNS]);
+
+impl Default for Tile {
+    fn default() -> Tile {
+        Tile([0.0; 32 * COLUMNS])
+    }
+}
 
 impl<K: Kernel> Sink<K> for ToF32<'_> {
     type State = ();
