@@ -171,6 +171,7 @@ mod tests {
     use super::*;
     use crate::compute::cpu::testing::random;
     use crate::format::tensor::Dtype;
+    use half::bf16;
 
     const D: usize = 3;
     const V: usize = 7;
@@ -185,6 +186,44 @@ mod tests {
 
     fn top(log_p: &[f64]) -> u32 {
         (0..V).max_by(|a, b| log_p[*a].total_cmp(&log_p[*b])).unwrap() as u32
+    }
+
+    /// Loss and dhidden by their definition in f64, for a vocabulary that fills no line. A stored value is rounded by `unit`
+    /// at most.
+    fn loss_by_definition<E: Element>(dtype: Dtype, unit: f64) {
+        let (rows, vocab, grad_scale) = (40, 70, 0.5);
+        let narrow = |x: Vec<f32>| x.into_iter().map(E::from_f32).collect::<Vec<E>>();
+        let wide = |x: &[E]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
+        let (hidden, w) = (narrow(random(5, rows * D)), narrow(random(6, vocab * D)));
+        let (exact_hidden, exact_w) = (wide(&hidden), wide(&w));
+        let weight = Tensor::from_f32(&exact_w, dtype, vec![vocab, D]);
+        let targets: Vec<u32> = (0..rows).map(|i| if i % 5 == 0 { NO_TARGET } else { i as u32 }).collect();
+        let l = Logits { hidden: &hidden, weight: &weight, vocab, d: D };
+        let (mut losses, mut dhidden) = (vec![7.0; rows], vec![7.0; rows * D]);
+        loss(&Workspace::default(), l, &targets, grad_scale, Some(&mut dhidden), &mut losses);
+        for (row, target) in targets.iter().enumerate() {
+            let log_p = log_softmax(&exact_hidden[row * D..(row + 1) * D], &exact_w);
+            let target = (*target != NO_TARGET).then_some(*target as usize);
+            let exact = target.map_or(0.0, |target| -log_p[target]);
+            assert!((f64::from(losses[row]) - exact).abs() < 1e-5, "row {row}");
+            for at in 0..D {
+                let terms = (0..vocab).map(|v| {
+                    let p = log_p[v].exp() - if target == Some(v) { 1.0 } else { 0.0 };
+                    let scale = if target.is_some() { f64::from(grad_scale) } else { 0.0 };
+                    scale * p * f64::from(exact_w[v * D + at])
+                });
+                let (exact, size) = terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
+                let error = (f64::from(dhidden[row * D + at]) - exact).abs();
+                assert!(error <= (1e-5 + unit) * size, "row {row}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn loss_and_gradient_by_their_definition() {
+        loss_by_definition::<f32>(Dtype::F32, 0.0);
+        loss_by_definition::<bf16>(Dtype::BF16, 1.0 / 256.0);
+        loss_by_definition::<bf16>(Dtype::F32, 1.0 / 256.0);
     }
 
     /// Two models with heads of their own, over more rows than a chunk holds.
