@@ -18,3 +18,5 @@ mod pipeline;
 mod formats;
 /// Everything that can be wrong with an input, an output or a command line, a row each.
 mod faults;
+/// Training and evaluating on an emulated GPU.
+mod cuda;

@@ -35,7 +35,7 @@ fn planned_gb(config: &Config, recipe: &Recipe, scheme: &str) -> f64 {
     let holding = Holding { config, scheme, phi: Phi::Q, rank: 32, float_bytes, recipe };
     // In f32, on two threads: the same wherever the test runs.
     let two = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-    two.install(|| total(&plan(&Cpu::<f32>::new(), &holding))) as f64 / 1e9
+    two.install(|| total(&plan::<Cpu<f32>>(&holding))) as f64 / 1e9
 }
 
 #[test]

@@ -11,6 +11,9 @@ use tempfile::TempDir;
 
 use crate::tiny_llama;
 
+/// Tests are of the CPU, wherever they run, but for those in `cuda`.
+const NO_GPU: (&str, &str) = ("CUDA_VISIBLE_DEVICES", "");
+
 /// How a tool ended.
 #[derive(Debug)]
 pub struct Ran {
@@ -76,7 +79,7 @@ impl Dir {
         let mut words = line.split_whitespace();
         let tool = words.next().expect("a tool");
         let mut command = Command::new(path_of(tool));
-        command.args(words).current_dir(self.path()).stdin(Stdio::null());
+        command.args(words).current_dir(self.path()).stdin(Stdio::null()).env(NO_GPU.0, NO_GPU.1);
         if !line.contains("--threads") {
             command.args(["--threads", "2"]);
         }
@@ -104,7 +107,7 @@ impl Dir {
     /// Runs a shell line; the tools stand in it as `$EVAL`, `$QAT_STEP` and so on.
     pub fn shell(&self, line: &str) -> Ran {
         let mut command = Command::new("sh");
-        command.args(["-c", line]).current_dir(self.path()).stdin(Stdio::null());
+        command.args(["-c", line]).current_dir(self.path()).stdin(Stdio::null()).env(NO_GPU.0, NO_GPU.1);
         for tool in ["ptq-init", "lr-wrap", "shard", "qat-step", "fold", "eval"] {
             command.env(tool.to_uppercase().replace('-', "_"), path_of(tool));
         }

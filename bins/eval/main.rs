@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use common::cli::device::{DeviceFlags, Opened};
+use common::cli::device::{Chosen, DeviceFlags};
 use common::cli::{self, flags::Common, progress};
 use common::compute::backend::Backend;
+use common::compute::cpu::Cpu;
+use common::compute::cuda::Cuda;
 use common::data::{text, tokenizer::Tokenizer};
 use common::error::{Error, Result};
 use common::model::Config;
@@ -18,6 +20,7 @@ use common::score::perplexity::{self, Protocol, Reader};
 use common::score::tasks::{self, Prefix, Request, Task};
 use common::stage::open::Artefact;
 use common::stage::report::{ArtefactReport, Report};
+use half::bf16;
 use kept::Kept;
 use serde_json::{Map, Value};
 
@@ -79,9 +82,10 @@ fn run() -> Result<()> {
     let args: Args = cli::parse()?;
     args.common.start()?;
     check(&args)?;
-    match args.device.open()? {
-        Opened::CpuF32(cpu) => run_on(&cpu, &args),
-        Opened::CpuBf16(cpu) => run_on(&cpu, &args),
+    match args.device.choose()? {
+        Chosen::CpuF32 => run_on(&Cpu::<f32>::new(), &args),
+        Chosen::CpuBf16 => run_on(&Cpu::<bf16>::new(), &args),
+        Chosen::Cuda => run_on(&Cuda::open()?, &args),
     }
 }
 
@@ -236,7 +240,7 @@ fn evaluate<B: Backend>(
     }
     for (task, requests) in tasks.iter().zip(&requests) {
         let bar = progress::count(&args.common, &format!("{} {}", artefact.kind(), task.name()), requests.len() as u64);
-        let scored = likelihood::score(&mut reader, requests, rows, |done| bar.set_position(done as u64));
+        let scored = likelihood::score(&mut reader, requests, rows, |done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
         out.tasks.insert(task.name().to_string(), value(&task.report(&scored)?));
     }

@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use arguments::{Args, Resolved};
-use common::cli::device::Opened;
+use common::cli::device::Chosen;
 use common::cli::signals::Signals;
 use common::cli::{self, memory, progress};
 use common::compute::backend::Backend;
+use common::compute::cpu::Cpu;
+use common::compute::cuda::Cuda;
 use common::data::tokenizer::Tokenizer;
 use common::error::{Error, Result};
 use common::format::atomic::{PartDir, write_file};
@@ -21,6 +23,7 @@ use common::train::optimizer::Moments;
 use common::train::resume::{self, Saves};
 use common::train::run::Run;
 use common::train::{curve, plan};
+use half::bf16;
 
 fn main() -> ExitCode {
     cli::main("qat-step", run)
@@ -30,18 +33,20 @@ fn run() -> Result<()> {
     let begun = Instant::now();
     let args: Args = cli::parse()?;
     args.common.start()?;
-    match args.device.open()? {
-        Opened::CpuF32(cpu) => run_on(&cpu, &args, begun),
-        Opened::CpuBf16(cpu) => run_on(&cpu, &args, begun),
+    match args.device.choose()? {
+        Chosen::CpuF32 => run_on(|| Ok(Cpu::<f32>::new()), &args, begun),
+        Chosen::CpuBf16 => run_on(|| Ok(Cpu::<bf16>::new()), &args, begun),
+        Chosen::Cuda => run_on(Cuda::open, &args, begun),
     }
 }
 
-fn run_on<B: Backend>(backend: &B, args: &Args, begun: Instant) -> Result<()> {
+fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Instant) -> Result<()> {
     let job = Resolved::new(args)?;
-    let planned = plan::plan(backend, &job.holding()?);
+    let planned = plan::plan::<B>(&job.holding()?);
     if args.plan {
         return cli::print(&if args.common.json { plan::json(&planned) } else { plan::table(&planned) });
     }
+    let backend = &open()?;
     let tokenizer = Tokenizer::from_files(job.wrapped.dir(), &job.wrapped.support_files()?)?;
     job.shards()?.check_tokenizer(job.wrapped.dir(), tokenizer.digest())?;
     job.shards()?.windows(job.recipe.seq)?;
@@ -49,28 +54,34 @@ fn run_on<B: Backend>(backend: &B, args: &Args, begun: Instant) -> Result<()> {
     match record::begin(args.output(), &record, args.common.force, true)? {
         Begin::Done => {}
         Begin::Write(part) => {
-            fits(plan::total(&planned))?;
+            fits(backend, plan::total(&planned))?;
             train(args, &job, backend, &part, record, begun, plan::total(&planned))?;
             finish(part)?;
-            cli::say(&args.common, "qat-step", format!("peak resident {}", plan::mib(memory::peak_resident())));
+            let whose = if backend.memory().is_some() { "of the GPU" } else { "resident" };
+            cli::say(&args.common, "qat-step", format!("peak {whose} {}", plan::mib(peak_memory(backend))));
         }
     }
     cli::print_path(&args.common, args.output())
 }
 
-/// Refuses what this machine cannot hold, before the system ends the process in the middle of it.
-fn fits(planned: u64) -> Result<()> {
-    match memory::installed() {
-        Some(installed) if planned > installed => Err(Error::usage(
-            format!(
-                "the run would hold {}, expected at most this machine's {}",
-                plan::mib(planned),
-                plan::mib(installed)
-            ),
+/// Refuses what the device cannot hold, before the system ends the process in the middle of it.
+fn fits<B: Backend>(backend: &B, planned: u64) -> Result<()> {
+    let (room, whose) = match backend.memory() {
+        Some(memory) => (Some(memory.room), "that the GPU has free"),
+        None => (memory::installed(), "of this machine"),
+    };
+    match room {
+        Some(room) if planned > room => Err(Error::usage(
+            format!("the run would hold {}, expected at most the {} {whose}", plan::mib(planned), plan::mib(room)),
             "lower --batch (and raise --accum) or --seq; --plan shows what takes how much",
         )),
         _ => Ok(()),
     }
+}
+
+/// The most bytes that were held where the plan counts them.
+fn peak_memory<B: Backend>(backend: &B) -> u64 {
+    backend.memory().map_or_else(memory::peak_resident, |memory| memory.peak)
 }
 
 /// Trains from the last save, or from the start, and writes the finished files beside the saves.
@@ -136,7 +147,7 @@ fn train<B: Backend>(
         until: job.until,
         stop: &stop,
         each: &mut each,
-        peak_memory: memory::peak_resident,
+        peak_memory: &|| peak_memory(backend),
     };
     let trained = run.train(&mut model, &mut moments, from, &mut log);
     bar.finish_and_clear();

@@ -31,6 +31,10 @@ pub enum Error {
     #[error("{what}; {cure}")]
     Usage { what: String, cure: String },
 
+    /// The GPU or its driver refused.
+    #[error("{what}; {cure}")]
+    Device { what: String, cure: String },
+
     /// A loss, gradient or weight that is not a number.
     #[error("{tensor}: not finite at step {step}; {kept}")]
     NotFinite { tensor: String, step: u64, kept: String },
@@ -51,7 +55,7 @@ pub enum Error {
 impl Error {
     pub fn exit_status(&self) -> u8 {
         match self {
-            Error::Io { .. } | Error::Input { .. } | Error::NotFinite { .. } => exit::FAILED,
+            Error::Io { .. } | Error::Input { .. } | Error::Device { .. } | Error::NotFinite { .. } => exit::FAILED,
             Error::Usage { .. } => exit::USAGE,
             Error::Missed { .. } => exit::MISSED,
             Error::Stopped { .. } => exit::STOPPED,
@@ -72,6 +76,10 @@ impl Error {
             expected: expected.to_string(),
             cure: cure.to_string(),
         }
+    }
+
+    pub fn device(what: impl Display, cure: impl Display) -> Error {
+        Error::Device { what: what.to_string(), cure: cure.to_string() }
     }
 
     pub fn usage(what: impl Display, cure: impl Display) -> Error {

@@ -91,7 +91,7 @@ fn train<E: Element>(source: &dyn Source, batch: &Batch) -> Vec<(String, Vec<u32
     let mut made = Vec::new();
     for t in 0..recipe.steps {
         let (loss, grads) = runner.gradients(batch);
-        let norm = optimizer::gradient_norm(&runner.cpu, &runner.model.params, &grads).unwrap();
+        let norm = optimizer::gradient_norm(&runner.cpu, &runner.model.params, &grads).unwrap().unwrap();
         optimizer::step(&runner.cpu, &recipe, t, norm, &mut runner.model.params, &grads, &mut moments);
         let sums = [loss.to_bits(), norm.to_bits()].iter().flat_map(|b| [*b as u32, (b >> 32) as u32]).collect();
         made.push((format!("loss or norm of step {t}"), sums));

@@ -42,7 +42,7 @@ fn check(random: Random) {
     let batch = random.batch(&LENGTHS);
     let mut runner = Runner::new(&random, &batch);
     let mut grads = runner.model.params.zeros_like(&runner.cpu).unwrap();
-    runner.model.loss_and_gradients(&runner.cpu, &batch, 1.0, &mut runner.acts, &mut grads);
+    runner.model.loss_and_gradients(&runner.cpu, &batch, 1.0, &mut runner.acts, &mut grads).unwrap();
     let dx = runner.acts.dx.to_vec();
     let mut errors = vec![("dx".to_string(), relative_error(&dx, &embedding_slopes(&mut runner, &batch)))];
     errors.push(("scale between neighbours".into(), scale_error(&mut runner, &batch, &grads)));

@@ -67,7 +67,7 @@ impl<E: Element> Runner<E> {
         self.hidden(batch);
         let mut losses = vec![0.0; batch.rows()];
         let head = Head { hidden: &self.acts.hidden, weight: &self.model.head() };
-        self.cpu.head_loss(head, &batch.targets, 1.0, None, &mut losses);
+        self.cpu.head_loss(head, &batch.targets, 1.0, None, &mut losses).unwrap();
         losses.iter().map(|l| f64::from(*l)).sum()
     }
 
@@ -75,7 +75,8 @@ impl<E: Element> Runner<E> {
     fn gradients(&mut self, batch: &Batch) -> (f64, Vec<Aligned<f32>>) {
         let mut grads = self.model.params.zeros_like(&self.cpu).unwrap();
         let n = batch.predictions() as f64;
-        let loss = self.model.loss_and_gradients(&self.cpu, batch, (1.0 / n) as f32, &mut self.acts, &mut grads);
+        let loss =
+            self.model.loss_and_gradients(&self.cpu, batch, (1.0 / n) as f32, &mut self.acts, &mut grads).unwrap();
         (loss / n, grads)
     }
 }

@@ -155,7 +155,7 @@ pub fn train(runner: &mut Runner, batch: &Batch, prepare: impl Fn(&mut Runner)) 
         prepare(runner);
         let (loss, grads) = runner.gradients(batch);
         losses.push(loss);
-        let norm = optimizer::gradient_norm(&runner.cpu, &runner.model.params, &grads).unwrap();
+        let norm = optimizer::gradient_norm(&runner.cpu, &runner.model.params, &grads).unwrap().unwrap();
         optimizer::step(&runner.cpu, &recipe, t, norm, &mut runner.model.params, &grads, &mut moments);
     }
     prepare(runner);

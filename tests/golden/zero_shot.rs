@@ -53,7 +53,7 @@ fn check(model: &Path, golden: &Path, tasks: &Path) {
         let records = records.as_array().unwrap();
         let task = Task::open(&tasks.join(format!("{name}.jsonl")), Some(records.len())).unwrap();
         let requests = requests(&task, &tokenizer, artefact.config().max_positions);
-        let scored = likelihood::score(&mut reader, &requests, PASS, |_| {});
+        let scored = likelihood::score(&mut reader, &requests, PASS, |_| {}).unwrap();
         let expected: Vec<&Value> = records.iter().flat_map(|r| r["ll"].as_array().unwrap()).collect();
         let worst = compare(name, &scored, &expected, &mut wrong);
         let report = task.report(&scored).unwrap();

@@ -1,10 +1,9 @@
 //! The choice of device and of the type that it computes in.
 
 use clap::{Args, ValueEnum};
-use half::bf16;
 
-use crate::compute::cpu::Cpu;
 use crate::compute::cpu::product::amx;
+use crate::compute::cuda;
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -21,33 +20,43 @@ pub enum Compute {
     F32,
 }
 
-/// A backend as the command line asks for it. Tools match on it once, and go on in code that is generic.
-pub enum Opened {
-    CpuF32(Cpu<f32>),
-    CpuBf16(Cpu<bf16>),
+/// The backend that the command line asks for. Tools match on it once, and go on in code that is generic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chosen {
+    CpuF32,
+    CpuBf16,
+    Cuda,
 }
 
 #[derive(Debug, Args)]
 pub struct DeviceFlags {
-    /// Where to compute
+    /// Where to compute; auto is the GPU if there is one
     #[arg(long, value_enum, default_value = "auto")]
     pub device: Device,
-    /// Type of activations and products; auto is bf16 where the processor multiplies matrices in it, else f32
+    /// Type of activations and products; auto is bf16 where the device multiplies matrices in it, else f32
     #[arg(long, value_enum, default_value = "auto")]
     pub compute: Compute,
 }
 
 impl DeviceFlags {
-    /// The CPU is the one device of this version.
-    pub fn open(&self) -> Result<Opened> {
-        if self.device == Device::Cuda {
-            return Err(Error::usage("--device cuda: this version has no CUDA backend", "use --device cpu"));
-        }
-        let bf16 = match self.compute {
-            Compute::Auto => amx::available(),
-            Compute::Bf16 => true,
-            Compute::F32 => false,
+    /// Opens nothing: a plan needs no GPU.
+    pub fn choose(&self) -> Result<Chosen> {
+        let gpu = match (self.device, self.compute) {
+            (Device::Cpu, _) | (Device::Auto, Compute::F32) => false,
+            (Device::Auto, _) => cuda::present(),
+            (Device::Cuda, Compute::F32) => {
+                return Err(Error::usage(
+                    "--compute f32: the GPU computes in bf16",
+                    "leave it out, or use --device cpu",
+                ));
+            }
+            (Device::Cuda, _) => true,
         };
-        Ok(if bf16 { Opened::CpuBf16(Cpu::new()) } else { Opened::CpuF32(Cpu::new()) })
+        Ok(match self.compute {
+            _ if gpu => Chosen::Cuda,
+            Compute::Bf16 => Chosen::CpuBf16,
+            Compute::Auto if amx::available() => Chosen::CpuBf16,
+            Compute::Auto | Compute::F32 => Chosen::CpuF32,
+        })
     }
 }

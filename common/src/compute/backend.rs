@@ -7,6 +7,9 @@
 //! Activations are row-major [rows, width]; rows are all tokens of a ragged batch, `segments` the row offsets of
 //! its sequences (first 0, last rows). `dx` of an activation is set (=) unless its op says accumulates (+=);
 //! gradients of parameters accumulate.
+//!
+//! A device may run behind the host: an op that gives nothing back may fail later, which the next one that gives
+//! something back says.
 
 use crate::error::Result;
 use crate::format::tensor::Tensor;
@@ -135,7 +138,6 @@ pub struct Head<'a, B: Backend + ?Sized> {
 /// AdamW (Loshchilov & Hutter 2019) without weight decay.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamStep {
-    pub rate: f32,
     pub beta1: f32,
     pub beta2: f32,
     pub epsilon: f32,
@@ -143,6 +145,15 @@ pub struct AdamStep {
     pub step: u64,
     /// The gradient is multiplied by this (clipping).
     pub grad_factor: f32,
+}
+
+/// Memory of a device that has its own.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceMemory {
+    /// The most bytes that were held at a time.
+    pub peak: u64,
+    /// Bytes that are held or free.
+    pub room: u64,
 }
 
 pub trait Backend: Sync {
@@ -159,12 +170,14 @@ pub trait Backend: Sync {
 
     /// Bytes of one element of an `Activation`.
     const ACTIVATION_BYTES: usize;
+    /// A table of which only rows are read stays with the host ([`Backend::freeze_table`]).
+    const TABLES_ON_HOST: bool = false;
 
     /// The compute path, recorded in checkpoints: bytes are reproducible on one path.
     fn path(&self) -> String;
 
     /// What the device holds besides the ledger's buffers: name, detail, bytes.
-    fn scratch(&self, of: &Extent) -> Vec<(&'static str, String, u64)>;
+    fn scratch(of: &Extent) -> Vec<(&'static str, String, u64)>;
 
     fn zeros(&self, len: usize) -> Result<Self::Buffer>;
     fn activation(&self, len: usize) -> Result<Self::Activation>;
@@ -173,6 +186,10 @@ pub trait Backend: Sync {
     fn upload(&self, values: &[f32]) -> Result<Self::Buffer>;
     fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
     fn freeze(&self, tensor: &Tensor) -> Result<Self::Frozen>;
+    /// A table for [`Backend::embedding_forward`] alone.
+    fn freeze_table(&self, tensor: &Tensor) -> Result<Self::Frozen> {
+        self.freeze(tensor)
+    }
     fn rope_table(&self, inverse_frequencies: &[f32], positions: usize) -> Result<Self::Rope>;
 
     /// y = x in the type of activations: a kept block input, or a gradient as an operand.
@@ -305,12 +322,32 @@ pub trait Backend: Sync {
         grad_scale: f32,
         dhidden: Option<&mut Self::Buffer>,
         losses: &mut [f32],
-    );
+    ) -> Result<()>;
     /// Log-probabilities, most likely tokens, and the divergence from a reference, of the rows that have a target,
     /// in chunks of them.
-    fn head_scores(&self, head: Head<Self>, reference: Option<Head<Self>>, targets: &[u32], scores: &mut [TokenScore]);
+    fn head_scores(
+        &self,
+        head: Head<Self>,
+        reference: Option<Head<Self>>,
+        targets: &[u32],
+        scores: &mut [TokenScore],
+    ) -> Result<()>;
 
-    /// Σ g², in f64.
-    fn square_sum(&self, g: &Self::Buffer) -> f64;
-    fn adamw(&self, step: AdamStep, p: &mut Self::Buffer, g: &Self::Buffer, m: &mut Self::Buffer, v: &mut Self::Buffer);
+    /// Σ g² of each, in f64.
+    fn square_sums(&self, g: &[Self::Buffer]) -> Result<Vec<f64>>;
+    /// A step of all parameters; `rates` has that of each.
+    fn adamw(
+        &self,
+        step: AdamStep,
+        rates: &[f32],
+        p: &mut [Self::Buffer],
+        g: &[Self::Buffer],
+        m: &mut [Self::Buffer],
+        v: &mut [Self::Buffer],
+    );
+
+    /// None where the device's memory is the host's.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
 }

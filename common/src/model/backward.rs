@@ -4,6 +4,7 @@ use super::forward::Batch;
 use super::ledger::Pass;
 use super::weights::{Block, Linear, Model};
 use crate::compute::backend::{Backend, Branch, Head, Output};
+use crate::error::Result;
 
 impl<B: Backend> Model<B> {
     /// One forward and backward pass. Returns the sum of the losses of all rows; `grads` (one buffer per parameter)
@@ -15,12 +16,12 @@ impl<B: Backend> Model<B> {
         grad_scale: f32,
         acts: &mut Pass<B>,
         grads: &mut [B::Buffer],
-    ) -> f64 {
+    ) -> Result<f64> {
         let (c, rows) = (&self.config, batch.rows());
         self.forward(b, batch, acts);
         let mut losses = vec![0f32; rows];
         let head = Head { hidden: &acts.hidden, weight: &self.head() };
-        b.head_loss(head, &batch.targets, grad_scale, Some(&mut acts.dhidden), &mut losses);
+        b.head_loss(head, &batch.targets, grad_scale, Some(&mut acts.dhidden), &mut losses)?;
         b.fill_zero(&mut acts.dx);
         b.rmsnorm_backward(&acts.x, &self.norm, c.norm_eps, rows, c.d, &acts.dhidden, &mut acts.dx);
         for (layer, block) in self.blocks.iter().enumerate().rev() {
@@ -33,7 +34,7 @@ impl<B: Backend> Model<B> {
             self.mlp_backward(b, block, rows, acts, grads);
             self.attention_backward(b, block, batch, layer, acts, grads);
         }
-        losses.iter().map(|l| f64::from(*l)).sum()
+        Ok(losses.iter().map(|l| f64::from(*l)).sum())
     }
 
     fn mlp_backward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Pass<B>, grads: &mut [B::Buffer]) {

@@ -283,6 +283,7 @@ impl<B: Backend> Model<B> {
         let mut params = Params::new();
         let norm = |name: &str| backend.upload(&source.float(name, &[config.d])?.to_f32());
         let matrix = |name: &str| backend.freeze(&source.float(name, &[config.vocab, config.d])?);
+        let table = |name: &str| backend.freeze_table(&source.float(name, &[config.vocab, config.d])?);
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let linears = names::block_linears(&config, layer)
@@ -299,7 +300,7 @@ impl<B: Backend> Model<B> {
             });
         }
         Ok(Model {
-            embedding: matrix(names::EMBEDDING)?,
+            embedding: if config.tied { matrix(names::EMBEDDING)? } else { table(names::EMBEDDING)? },
             head: if config.tied { None } else { Some(matrix(names::HEAD)?) },
             norm: norm(names::NORM)?,
             blocks,

@@ -23,7 +23,7 @@ impl<'a, B: Backend> Reader<'a, B> {
     }
 
     /// What the head says of every row.
-    pub fn scores(&mut self, batch: &Batch, reference: Option<&mut Reader<B>>) -> Vec<TokenScore> {
+    pub fn scores(&mut self, batch: &Batch, reference: Option<&mut Reader<B>>) -> Result<Vec<TokenScore>> {
         let mut scores = vec![TokenScore::default(); batch.rows()];
         self.model.forward(self.backend, batch, &mut self.acts);
         let head = self.model.head();
@@ -33,11 +33,11 @@ impl<'a, B: Backend> Reader<'a, B> {
                 reference.model.forward(reference.backend, batch, &mut reference.acts);
                 let other_head = reference.model.head();
                 let other = Head { hidden: &reference.acts.hidden, weight: &other_head };
-                self.backend.head_scores(own, Some(other), &batch.targets, &mut scores);
+                self.backend.head_scores(own, Some(other), &batch.targets, &mut scores)?;
             }
-            None => self.backend.head_scores(own, None, &batch.targets, &mut scores),
+            None => self.backend.head_scores(own, None, &batch.targets, &mut scores)?,
         }
-        scores
+        Ok(scores)
     }
 }
 
@@ -79,7 +79,7 @@ pub fn perplexity<B: Backend>(
     let (mut nll, mut kl, mut same) = (0.0f64, 0.0f64, 0u64);
     for block in 0..blocks {
         let batch = Batch::next_token([&ids[block * ctx..(block + 1) * ctx]]);
-        let scores = reader.scores(&batch, reference.as_deref_mut());
+        let scores = reader.scores(&batch, reference.as_deref_mut())?;
         for (score, target) in scores.iter().zip(&batch.targets) {
             if *target != NO_TARGET {
                 nll -= score.log_prob;

@@ -2,7 +2,7 @@
 
 use crate::compute::backend::{AdamStep, Backend};
 use crate::error::Result;
-use crate::model::params::{Params, Rate};
+use crate::model::params::{ParamSpec, Params, Rate};
 
 use super::recipe::Recipe;
 
@@ -19,16 +19,13 @@ impl<B: Backend> Moments<B> {
 }
 
 /// Global norm of the gradients, or the name of the first one that is not finite.
-pub fn gradient_norm<B: Backend>(backend: &B, params: &Params<B>, grads: &[B::Buffer]) -> Result<f64, String> {
-    let mut sum = 0.0;
-    for (spec, g) in params.specs.iter().zip(grads) {
-        let square = backend.square_sum(g);
-        if !square.is_finite() {
-            return Err(spec.name.clone());
-        }
-        sum += square;
-    }
-    Ok(sum.sqrt())
+pub fn gradient_norm<B: Backend>(backend: &B, params: &Params<B>, grads: &[B::Buffer]) -> Result<Result<f64, String>> {
+    let squares = backend.square_sums(grads)?;
+    let not_finite = params.specs.iter().zip(&squares).find(|(_, square)| !square.is_finite());
+    Ok(match not_finite {
+        Some((spec, _)) => Err(spec.name.clone()),
+        None => Ok(squares.iter().sum::<f64>().sqrt()),
+    })
 }
 
 /// Updates every parameter; `t` counts from 0.
@@ -44,19 +41,20 @@ pub fn step<B: Backend>(
     // As torch.nn.utils.clip_grad_norm_: max_norm / (norm + 1e-6), at most 1.
     let clip = if recipe.clip > 0.0 { (recipe.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
     let factor = recipe.rate_factor(t);
-    for (i, spec) in params.specs.iter().enumerate() {
+    let rate = |spec: &ParamSpec| {
         let peak = match spec.rate {
             Rate::LowRank => recipe.lr_ab,
             Rate::Scale => recipe.lr_scale,
         };
-        let adam = AdamStep {
-            rate: (peak * factor) as f32,
-            beta1: Recipe::BETA1,
-            beta2: Recipe::BETA2,
-            epsilon: Recipe::EPSILON,
-            step: t + 1,
-            grad_factor: clip as f32,
-        };
-        backend.adamw(adam, &mut params.values[i], &grads[i], &mut moments.m[i], &mut moments.v[i]);
-    }
+        (peak * factor) as f32
+    };
+    let rates: Vec<f32> = params.specs.iter().map(rate).collect();
+    let adam = AdamStep {
+        beta1: Recipe::BETA1,
+        beta2: Recipe::BETA2,
+        epsilon: Recipe::EPSILON,
+        step: t + 1,
+        grad_factor: clip as f32,
+    };
+    backend.adamw(adam, &rates, &mut params.values, grads, &mut moments.m, &mut moments.v);
 }

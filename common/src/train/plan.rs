@@ -29,7 +29,7 @@ pub struct Holding<'a> {
     pub recipe: &'a Recipe,
 }
 
-pub fn plan<B: Backend>(backend: &B, h: &Holding) -> Vec<Held> {
+pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
     let linears = names::linears(h.config);
     let phi: u64 = linears.iter().map(|l| (l.n * h.phi.row_bytes(h.scheme, l.k)) as u64).sum();
     let trained: u64 = linears.iter().map(|l| (l.n * h.scheme.groups(l.k) + h.rank * (l.n + l.k)) as u64 * 4).sum();
@@ -70,15 +70,11 @@ pub fn plan<B: Backend>(backend: &B, h: &Holding) -> Vec<Held> {
         rows,
         tokens: h.recipe.seq,
     };
-    for (what, detail, bytes) in backend.scratch(&extent) {
+    for (what, detail, bytes) in B::scratch(&extent) {
         held.push(Held { what, detail, bytes });
     }
-    held.push(Held { what: "program", detail: "code, libraries, names and tables".into(), bytes: PROGRAM_BYTES });
     held
 }
-
-/// Measured: what qat-step has resident besides all that stands in the plan.
-const PROGRAM_BYTES: u64 = 20 << 20;
 
 pub fn total(held: &[Held]) -> u64 {
     held.iter().map(|h| h.bytes).sum()

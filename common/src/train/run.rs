@@ -30,8 +30,8 @@ pub struct Run<'a, B: Backend> {
     pub stop: &'a dyn Fn() -> Option<String>,
     /// Told of every step.
     pub each: &'a mut dyn FnMut(&StepMetrics),
-    /// Peak resident bytes of this process, for the log.
-    pub peak_memory: fn() -> u64,
+    /// Peak bytes of the device's memory, for the log.
+    pub peak_memory: &'a dyn Fn() -> u64,
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -102,13 +102,13 @@ impl<B: Backend> Run<'_, B> {
             });
             let samples = samples.collect::<Result<Vec<_>>>()?;
             let batch = Batch::next_token(samples.iter().map(|s| s.as_slice()));
-            loss += model.loss_and_gradients(self.backend, &batch, 1.0 / predictions as f32, acts, grads);
+            loss += model.loss_and_gradients(self.backend, &batch, 1.0 / predictions as f32, acts, grads)?;
         }
         Ok(loss / predictions as f64)
     }
 
     fn check_finite(&self, model: &Model<B>, t: u64, loss: f64, grads: &[B::Buffer]) -> Result<f64> {
-        let norm = optimizer::gradient_norm(self.backend, &model.params, grads);
+        let norm = optimizer::gradient_norm(self.backend, &model.params, grads)?;
         match norm {
             Ok(norm) if loss.is_finite() => Ok(norm),
             Ok(_) => Err(self.not_finite("loss".to_string(), t + 1)?),
@@ -119,7 +119,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// A rate that is far too high makes weights infinite before any gradient is: such a save would be no good one.
     fn check_trained(&self, model: &Model<B>, step: u64) -> Result<()> {
-        match optimizer::gradient_norm(self.backend, &model.params, &model.params.values) {
+        match optimizer::gradient_norm(self.backend, &model.params, &model.params.values)? {
             Ok(_) => Ok(()),
             Err(name) => Err(self.not_finite(name, step)?),
         }

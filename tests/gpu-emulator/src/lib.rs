@@ -65,6 +65,7 @@
 #![allow(non_snake_case)]
 
 mod blas;
+pub mod committed;
 mod decode;
 mod device;
 mod driver;

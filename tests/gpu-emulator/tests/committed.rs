@@ -1,28 +1,13 @@
-//! The committed PTX was made from the sources beside it. `kernels/compile --check` compares them by compiling.
+//! The committed PTX was made from the sources beside it.
 
 use std::fs;
+use std::path::Path;
 
-/// FNV-1a, 64 bits, as in kernels/compile.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |value, byte| (value ^ *byte as u64).wrapping_mul(0x100_0000_01b3))
-}
+use gpu_emulator::committed;
 
 #[test]
 fn ptx_is_that_of_its_source() {
-    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
-    let mut compared = 0;
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "ptx") {
-            continue;
-        }
-        let text = fs::read_to_string(&path).unwrap();
-        let first: Vec<&str> = text.lines().next().unwrap().split(' ').collect();
-        let ["//", "source", name, sum] = first[..] else { panic!("{}: no source", path.display()) };
-        let source = fs::read(path.with_file_name(name)).unwrap();
-        assert_eq!(sum, format!("{:016x}", checksum(&source)), "{}: run kernels/compile", path.display());
-        compared += 1;
-    }
+    let compared = committed::check(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels"))).unwrap();
     assert!(compared >= 9, "{compared} files");
 }
 

@@ -10,8 +10,8 @@ use crate::compute::backend::AdamStep;
 const PART: usize = 1 << 16;
 
 /// m = β1·m + (1−β1)·g; v = β2·v + (1−β2)·g²; p −= rate/(1−β1ᵗ) · m / (√v/√(1−β2ᵗ) + ε), g being the clipped gradient.
-pub fn adamw(s: AdamStep, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-    let rate = (s.rate as f64 / (1.0 - (s.beta1 as f64).powi(s.step as i32))) as f32;
+pub fn adamw(s: AdamStep, rate: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+    let rate = (rate as f64 / (1.0 - (s.beta1 as f64).powi(s.step as i32))) as f32;
     let root2 = (1.0 - (s.beta2 as f64).powi(s.step as i32)).sqrt() as f32;
     let parts = p.par_chunks_mut(PART).zip(g.par_chunks(PART)).zip(m.par_chunks_mut(PART)).zip(v.par_chunks_mut(PART));
     parts.for_each(|(((p, g), m), v)| {

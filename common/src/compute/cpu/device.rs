@@ -33,6 +33,9 @@ impl<'a, E: Element> Head<'a, Cpu<E>> {
     }
 }
 
+/// Measured: what qat-step has resident besides all that stands in the plan.
+const PROGRAM_BYTES: u64 = 20 << 20;
+
 fn shape(h: Heads, segments: &[usize]) -> Attention<'_> {
     Attention { segments, heads: h.heads, kv_heads: h.kv_heads, head_dim: h.head_dim, window: h.window }
 }
@@ -50,7 +53,7 @@ impl<E: Element> Backend for Cpu<E> {
         format!("cpu-{}-{}", E::NAME, kernel_name::<E>())
     }
 
-    fn scratch(&self, of: &Extent) -> Vec<(&'static str, String, u64)> {
+    fn scratch(of: &Extent) -> Vec<(&'static str, String, u64)> {
         let chunk = head::chunk_of(of.rows, of.vocab);
         let (operands, threads) = linear::scratch::<E>(of, chunk);
         let segments = [0, of.tokens];
@@ -59,6 +62,7 @@ impl<E: Element> Backend for Cpu<E> {
             ("workspace", "packed operands of a product, partial sums of dB".into(), operands as u64),
             ("threads", "panels of weights, tiles, scores of attention".into(), (threads + attention) as u64),
             ("logits", format!("of {chunk} rows"), (4 * chunk * head::row_stride(of.vocab)) as u64),
+            ("program", "code, libraries, names and tables".into(), PROGRAM_BYTES),
         ]
     }
 
@@ -245,27 +249,38 @@ impl<E: Element> Backend for Cpu<E> {
         grad_scale: f32,
         dhidden: Option<&mut Aligned<f32>>,
         losses: &mut [f32],
-    ) {
+    ) -> Result<()> {
         head::loss(&self.workspace, head.logits(), targets, grad_scale, dhidden.map(|d| &mut d[..]), losses);
+        Ok(())
     }
 
-    fn head_scores(&self, head: Head<Self>, reference: Option<Head<Self>>, targets: &[u32], scores: &mut [TokenScore]) {
+    fn head_scores(
+        &self,
+        head: Head<Self>,
+        reference: Option<Head<Self>>,
+        targets: &[u32],
+        scores: &mut [TokenScore],
+    ) -> Result<()> {
         head::scores(&self.workspace, head.logits(), reference.map(|r| r.logits()), targets, scores);
+        Ok(())
     }
 
-    fn square_sum(&self, g: &Aligned<f32>) -> f64 {
-        adamw::square_sum(g)
+    fn square_sums(&self, g: &[Aligned<f32>]) -> Result<Vec<f64>> {
+        Ok(g.iter().map(|g| adamw::square_sum(g)).collect())
     }
 
     fn adamw(
         &self,
         step: AdamStep,
-        p: &mut Aligned<f32>,
-        g: &Aligned<f32>,
-        m: &mut Aligned<f32>,
-        v: &mut Aligned<f32>,
+        rates: &[f32],
+        p: &mut [Aligned<f32>],
+        g: &[Aligned<f32>],
+        m: &mut [Aligned<f32>],
+        v: &mut [Aligned<f32>],
     ) {
-        adamw::adamw(step, p, g, m, v);
+        for ((((p, g), m), v), rate) in p.iter_mut().zip(g).zip(m).zip(v).zip(rates) {
+            adamw::adamw(step, *rate, p, g, m, v);
+        }
     }
 }
 

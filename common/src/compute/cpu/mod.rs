@@ -31,7 +31,7 @@ pub use device::Cpu;
 #[cfg(test)]
 mod linear_tests;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 
 /// Elements in one unit of parallel work: long enough to hide its start, short enough to share out evenly.
 const PART: usize = 16384;

@@ -1,0 +1,25 @@
+//! The GPU: kernels (a .cu file, its PTX and its wrapper side by side), memory, products, and the [`Cuda`] backend.
+//!
+//! The library of the driver is opened at run time, so that one program runs with and without a GPU. Kernels come as
+//! PTX, which the driver compiles for its GPU; `tests/ptx/compile` makes it from the sources.
+
+mod attention;
+mod cublaslt;
+mod device;
+mod frozen;
+mod gpu;
+mod head;
+mod kernels;
+mod launch;
+mod linear;
+mod memory;
+mod open;
+mod optimizer;
+mod product;
+mod scratch;
+#[cfg(test)]
+mod tests;
+mod weight;
+
+pub use device::Cuda;
+pub use open::present;

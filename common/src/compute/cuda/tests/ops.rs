@@ -1,0 +1,128 @@
+//! Norms, rotation, SwiGLU, changes of type, embedding.
+
+use gpu_emulator::Device;
+
+use super::{Case, compare, devices, narrow, random, wide};
+use crate::compute::backend::Backend;
+use crate::format::tensor::{Dtype, Tensor};
+
+/// Rounding to bf16 of values up to five times the root mean square: half a unit is 2^-9 of the value.
+const ROUNDED: f64 = 5.0 / 256.0;
+
+struct Norm {
+    rows: usize,
+    d: usize,
+}
+
+impl Case for Norm {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f32>)> {
+        let (rows, d) = (self.rows, self.d);
+        let up = |seed, len| b.upload(&random(seed, len)).unwrap();
+        let (x, w, dy, mut dx) = (up(1, rows * d), up(2, d), up(3, rows * d), up(4, rows * d));
+        let mut y = b.activation(rows * d).unwrap();
+        b.rmsnorm_forward(&x, &w, 1e-5, rows, d, &mut y);
+        b.rmsnorm_backward(&x, &w, 1e-5, rows, d, &dy, &mut dx);
+        vec![("y", wide(b, &y, rows * d)), ("dx", b.download(&dx).unwrap())]
+    }
+}
+
+#[test]
+fn norm() {
+    for device in devices() {
+        device.run(|| {
+            for (rows, d) in [(1, 8), (3, 45), (5, 256), (2, 1000), (7, 576)] {
+                let limit = |name: &str| if name == "y" { ROUNDED } else { 2e-6 };
+                compare(&format!("norm of {rows} × {d}"), &Norm { rows, d }, limit);
+            }
+        });
+    }
+}
+
+struct Rope {
+    heads: usize,
+    head_dim: usize,
+    segments: Vec<usize>,
+}
+
+impl Case for Rope {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f32>)> {
+        let Rope { heads, head_dim, segments } = self;
+        let len = segments.last().unwrap() * heads * head_dim;
+        let frequencies: Vec<f32> = (0..head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
+        let table = b.rope_table(&frequencies, 40).unwrap();
+        let mut x = narrow(b, &random(1, len));
+        b.rope_forward(&table, &mut x, *heads, *head_dim, segments);
+        let y = wide(b, &x, len);
+        b.rope_backward(&table, &mut x, *heads, *head_dim, segments);
+        vec![("y", y), ("back", wide(b, &x, len))]
+    }
+}
+
+/// Both round product by product: no bit differs.
+#[test]
+fn rope() {
+    for device in devices() {
+        device.run(|| {
+            for (heads, head_dim, segments) in
+                [(1, 2, vec![0, 1]), (3, 8, vec![0, 5, 5, 6, 40]), (2, 64, vec![0, 33]), (5, 80, vec![0, 40])]
+            {
+                compare(&format!("rope {heads} × {head_dim}"), &Rope { heads, head_dim, segments }, |_| 0.0);
+            }
+        });
+    }
+}
+
+struct Embedding {
+    dtype: Dtype,
+    d: usize,
+    on_host: bool,
+}
+
+impl Case for Embedding {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f32>)> {
+        let table = Tensor::from_f32(&random(1, 50 * self.d), self.dtype, vec![50, self.d]);
+        let table = if self.on_host { b.freeze_table(&table) } else { b.freeze(&table) }.unwrap();
+        let mut found = Vec::new();
+        for tokens in [vec![3], vec![49, 0, 7, 7, 1], vec![5, 4, 3]] {
+            let mut x = b.zeros(5 * self.d).unwrap();
+            b.embedding_forward(&table, &tokens, self.d, &mut x);
+            found.push(("x", b.download(&x).unwrap()));
+        }
+        found
+    }
+}
+
+#[test]
+fn embedding() {
+    Device::new().run(|| {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            for d in [8, 77] {
+                for on_host in [false, true] {
+                    compare(&format!("embedding {dtype:?} {d}"), &Embedding { dtype, d, on_host }, |_| 0.0);
+                }
+            }
+        }
+    });
+}
+
+struct Types(usize);
+
+impl Case for Types {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f32>)> {
+        // Ties of both kinds, and numbers whose exponent the rounding raises.
+        let mut x = random(1, self.0);
+        for (i, x) in x.iter_mut().enumerate().take(64) {
+            *x = f32::from_bits(0x3f80_8000 + 0x8000 * i as u32);
+        }
+        vec![("x", wide(b, &narrow(b, &x), self.0))]
+    }
+}
+
+#[test]
+fn changes_of_type() {
+    Device::new().run(|| {
+        for len in [1, 255, 256, 1000] {
+            compare(&format!("{len}"), &Types(len), |_| 0.0);
+        }
+    });
+}

@@ -1,0 +1,37 @@
+//! AdamW and Σ g² over a table of tensors.
+
+use gpu_emulator::Device;
+
+use super::{Case, compare, random};
+use crate::compute::backend::{AdamStep, Backend};
+
+struct Steps(Vec<usize>);
+
+impl Case for Steps {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f32>)> {
+        let tensors = |seed, scale: f32| -> Vec<B::Buffer> {
+            let values = |len: &usize| random(seed + *len as u64, *len).iter().map(|x| x * scale).collect::<Vec<f32>>();
+            self.0.iter().map(|len| b.upload(&values(len)).unwrap()).collect()
+        };
+        let zeros = || self.0.iter().map(|len| b.zeros(*len).unwrap()).collect::<Vec<_>>();
+        let (mut p, mut m, mut v) = (tensors(1, 1.0), zeros(), zeros());
+        let rates: Vec<f32> = (0..self.0.len()).map(|i| 1e-3 / (i + 1) as f32).collect();
+        let mut sums = Vec::new();
+        for step in 1..=3 {
+            let g = tensors(step * 100, 0.1);
+            sums.extend(b.square_sums(&g).unwrap().iter().map(|sum| *sum as f32));
+            let adam = AdamStep { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, step, grad_factor: 0.5 };
+            b.adamw(adam, &rates, &mut p, &g, &mut m, &mut v);
+        }
+        let all = |of: &[B::Buffer]| of.iter().flat_map(|x| b.download(x).unwrap()).collect();
+        vec![("sums", sums), ("p", all(&p)), ("m", all(&m)), ("v", all(&v))]
+    }
+}
+
+/// A tensor of one element, and one of more than a part.
+#[test]
+fn adamw() {
+    for device in [Device::new(), Device::new().reversed_blocks().reversed_threads()] {
+        device.run(|| compare("adamw", &Steps(vec![1, 300, 70_000, 4096]), |_| 1e-6));
+    }
+}

@@ -1,0 +1,190 @@
+//! The tools with --device cuda, on an emulated GPU. (With GPU_EMULATOR=off, on a real one: tests of what only an
+//! emulator can do are passed over.)
+
+use std::fs;
+
+use gpu_emulator::{Device, Report};
+use serde_json::Value;
+
+use crate::tools::{Dir, Ran, path_of};
+
+/// Runs a line on a device.
+fn on(device: &Device, dir: &Dir, line: &str) -> (Ran, Report) {
+    let mut words = line.split_whitespace();
+    let mut command = device.command(path_of(words.next().unwrap()));
+    command.args(words).args(["--threads", "2"]).current_dir(dir.path());
+    let (output, report) = device.output(&mut command).unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (Ran { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }, report)
+}
+
+/// As [`on`], of a run that succeeds and that the emulator has nothing to say against.
+#[track_caller]
+fn ok(device: &Device, dir: &Dir, line: &str) -> Report {
+    let (ran, report) = on(device, dir, line);
+    ran.ok();
+    assert_eq!(report.messages, [] as [String; 0], "{line}");
+    report
+}
+
+fn numbers(dir: &Dir, checkpoint: &str, of: &str) -> Vec<f64> {
+    let text = fs::read_to_string(dir.join(checkpoint).join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()[of].as_f64().unwrap()).collect()
+}
+
+/// Values of the trained tensors.
+fn trained(dir: &Dir, checkpoint: &str) -> Vec<f64> {
+    let file = fs::read(dir.join(checkpoint).join("trained.safetensors")).unwrap();
+    let data = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    file[data..].chunks_exact(4).map(|x| f64::from(f32::from_le_bytes(x.try_into().unwrap()))).collect()
+}
+
+fn ppl(ran: Ran) -> f64 {
+    let report: Value = serde_json::from_str(&ran.ok()).unwrap();
+    report["artefacts"][0]["ppl"].as_object().unwrap().values().next().unwrap()["ppl"].as_f64().unwrap()
+}
+
+const RECIPE: &str = "--shards shards --steps 3 --batch 2 --seq 32 --lr-ab 0.01 --lr-scale 1e-4";
+
+/// Every φ, per channel and per group, with and without zero points: the same losses, norms and weights as on the CPU in
+/// bf16 after three steps; and what is folded from the GPU's checkpoint has the very logits that the GPU gives the checkpoint.
+#[test]
+fn trains_as_on_the_cpu() {
+    let dir = Dir::with_stages();
+    for (scheme, phi) in [("w4pc", "q"), ("w3g8z", "int"), ("w2g16", "bf16"), ("w8pcz", "f32"), ("w4g8", "int")] {
+        let name = format!("{scheme}-{phi}");
+        dir.run(&format!("ptq-init model --scheme {scheme} -o scales-{name}")).ok();
+        dir.run(&format!("lr-wrap scales-{name} --rank 4 --phi {phi} -o wrapped-{name}")).ok();
+        let train = format!("qat-step wrapped-{name} {RECIPE}");
+        dir.run(&format!("{train} --device cpu --compute bf16 -o cpu-{name}")).ok();
+        ok(&Device::new(), &dir, &format!("{train} --device cuda -o gpu-{name}"));
+        for (of, limit) in [("loss", 1e-3), ("grad_norm", 2e-2)] {
+            let [cpu, gpu] = ["cpu", "gpu"].map(|on| numbers(&dir, &format!("{on}-{name}"), of));
+            assert_eq!(gpu.len(), 3);
+            for (cpu, gpu) in cpu.iter().zip(gpu) {
+                assert!((cpu - gpu).abs() <= limit * cpu, "{name}: {of} {gpu}, on the CPU {cpu}");
+            }
+        }
+        // A moment of Adam's has the sign of a gradient that rounding may turn: such a weight goes the other way, by three
+        // rates at most. Few do.
+        let [cpu, gpu] = ["cpu", "gpu"].map(|on| trained(&dir, &format!("{on}-{name}")));
+        let off: Vec<f64> = cpu.iter().zip(&gpu).map(|(cpu, gpu)| (cpu - gpu).abs()).collect();
+        let far = off.iter().filter(|off| **off > 1e-3).count();
+        assert!(far * 50 <= off.len(), "{name}: {far} of {} weights are off by more than a tenth of a rate", off.len());
+        assert!(off.iter().all(|off| *off <= 0.061), "{name}: a weight is far off");
+
+        dir.run(&format!("fold gpu-{name} -o folded-{name}")).ok();
+        let [of_checkpoint, of_folded] = ["gpu", "folded"].map(|of| {
+            let line = format!("eval {of}-{name} --ppl text.txt --ctx 64 --max-blocks 2 --device cuda --json");
+            ppl(on(&Device::new(), &dir, &line).0)
+        });
+        assert_eq!(of_checkpoint.to_bits(), of_folded.to_bits(), "{name}");
+    }
+}
+
+/// The same bytes whatever the order of blocks and threads, resumed or not; other bytes, and a word, on another path.
+#[test]
+fn deterministic_and_resumed_to_the_bit() {
+    let dir = Dir::with_stages();
+    let train = format!("qat-step wrapped {RECIPE} --device cuda");
+    ok(&Device::new(), &dir, &format!("{train} -o whole"));
+    ok(&Device::new().reversed_blocks().reversed_threads().eager(), &dir, &format!("{train} -o reversed"));
+    ok(&Device::new(), &dir, &format!("{train} --stop-at 1 -o first"));
+    ok(&Device::new(), &dir, "qat-step first --device cuda -o resumed");
+    let whole = dir.contents("whole");
+    for other in ["reversed", "resumed"] {
+        let bytes = &dir.contents(other)[std::path::Path::new("trained.safetensors")];
+        assert!(*bytes == whole[std::path::Path::new("trained.safetensors")], "{other}");
+    }
+    let (ran, _) = on(&Device::new().without_cublas(), &dir, "qat-step first --device cuda -o elsewhere");
+    assert!(ran.stderr.contains("saved on cuda-sm80-cublaslt, going on on cuda-sm80-mma"), "{}", ran.stderr);
+    ran.ok();
+}
+
+/// `auto` takes the GPU; the plan needs none, and the run holds no more.
+#[test]
+fn plan_is_kept() {
+    let dir = Dir::with_stages();
+    let line = "qat-step wrapped --shards shards --steps 1 --batch 2 --seq 64 --accum 2";
+    let plan = dir.run(&format!("{line} --device cuda --plan --json")).ok();
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    let bytes = |row: &Value| row["bytes"].as_u64().unwrap();
+    let rows = plan["plan"].as_array().unwrap();
+    let context: u64 = rows.iter().filter(|row| row["what"] == "context").map(bytes).sum();
+    assert!(context > 0);
+    let planned = plan["total"].as_u64().unwrap() - context;
+    let (ran, report) = on(&Device::new(), &dir, &format!("{line} --device auto -o run"));
+    assert!(ran.stderr.contains("peak of the GPU"), "{}", ran.stderr);
+    ran.ok();
+    assert!(report.launches > 0 && report.peak <= planned, "{} held, {planned} planned", report.peak);
+    // What a tiny model holds is less than the roundings up of its many small tensors, but not much.
+    assert!(report.peak * 2 > planned, "{} held, {planned} planned", report.peak);
+}
+
+/// What is missing is said in a line, with status 1, and nothing is left behind.
+#[test]
+fn what_is_missing_is_said() {
+    let dir = Dir::with_stages();
+    let before = dir.listing();
+    for (device, expected) in [
+        (
+            Device::new().without_driver(),
+            "no NVIDIA driver (libcuda.so.1); install one from 525 on, or use --device cpu",
+        ),
+        (Device::new().without_gpu(), "the NVIDIA driver finds no GPU"),
+        (Device::new().driver(11_040), "the NVIDIA driver is for CUDA 11.4, expected 12.0 or later"),
+        (Device::new().compute_capability(75), "has compute capability 7.5, expected 8.0 or later"),
+        (Device::new().memory(40 << 20), "the GPU has free"),
+    ] {
+        let (ran, _) = on(&device, &dir, &format!("qat-step wrapped {RECIPE} --device cuda -o none"));
+        assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+        assert_eq!(ran.stdout, "");
+        assert!(matches!(ran.status, Some(1 | 2)), "{:?}", ran.status);
+        let (ran, _) = on(&device, &dir, "eval wrapped --ppl text.txt --ctx 64 --device cuda");
+        assert_ne!(ran.status, None, "{}", ran.stderr);
+    }
+    let left: Vec<_> = dir.listing().into_iter().filter(|path| !before.contains(path)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    // Without a GPU, auto is the CPU.
+    let line = format!("qat-step wrapped {RECIPE} -o run");
+    on(&Device::new().without_gpu(), &dir, &line).0.ok();
+}
+
+/// Whichever call fails, and whichever allocation finds no room: one line, status 1, and what was saved goes on to the
+/// same bytes.
+#[test]
+fn failures_lose_nothing() {
+    let dir = Dir::with_stages();
+    let line = format!("qat-step wrapped {RECIPE} --save-every 1 --device cuda -o");
+    let report = ok(&Device::new(), &dir, &format!("{line} whole"));
+    let whole = dir.contents("whole");
+    let whole = &whole[std::path::Path::new("trained.safetensors")];
+    let calls = (1..=report.calls).step_by(report.calls.div_ceil(24) as usize).map(|n| Device::new().fail_call(n));
+    let allocations = (1..=report.allocations)
+        .step_by(report.allocations.div_ceil(8) as usize)
+        .map(|n| Device::new().fail_allocation(n));
+    let mut failed = 0;
+    for (i, device) in calls.chain(allocations).enumerate() {
+        let (ran, _) = on(&device, &dir, &format!("{line} run-{i}"));
+        if ran.status == Some(0) {
+            continue;
+        }
+        failed += 1;
+        let errors: Vec<&str> = ran.stderr.lines().filter(|line| line.contains("; ")).collect();
+        assert_eq!((ran.status, errors.len()), (Some(1), 1), "{device:?}: {}", ran.stderr);
+        assert!(!dir.join(&format!("run-{i}")).exists());
+        ok(&Device::new(), &dir, &format!("{line} run-{i}"));
+        assert!(fs::read(dir.join(&format!("run-{i}/trained.safetensors"))).unwrap() == *whole, "{device:?}");
+    }
+    assert!(failed >= 24, "{failed} runs failed");
+}
+
+/// What would compute in another type than is asked for.
+#[test]
+fn f32_is_refused() {
+    let dir = Dir::with_stages();
+    let (ran, _) = on(&Device::new(), &dir, &format!("qat-step wrapped {RECIPE} --device cuda --compute f32 -o none"));
+    let stderr = ran.fails(2);
+    assert!(stderr.contains("--compute f32: the GPU computes in bf16"), "{stderr}");
+}
