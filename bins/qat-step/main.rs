@@ -1,11 +1,12 @@
 //! `qat-step`: trains A, B and s along a schedule, with checkpoints that resume to the bit.
 
 mod arguments;
+mod job;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use arguments::{Args, Resolved};
+use arguments::Args;
 use common::cli::device::Opened;
 use common::cli::signals::Signals;
 use common::cli::{self, memory, progress};
@@ -21,6 +22,7 @@ use common::train::optimizer::Moments;
 use common::train::resume::{self, Saves};
 use common::train::run::Run;
 use common::train::{curve, plan};
+use job::Resolved;
 
 fn main() -> ExitCode {
     cli::main("qat-step", run)
@@ -44,7 +46,7 @@ fn run_on<B: Backend>(backend: &B, args: &Args, begun: Instant) -> Result<()> {
     }
     let tokenizer = Tokenizer::from_files(job.wrapped.dir(), &job.wrapped.support_files()?)?;
     job.shards()?.check_tokenizer(job.wrapped.dir(), tokenizer.digest())?;
-    job.shards()?.windows(job.recipe.seq)?;
+    job.shards()?.windows(job.recipe.seq, false)?;
     let record = job.record(args)?;
     match record::begin(args.output(), &record, args.common.force, true)? {
         Begin::Done => {}
@@ -130,6 +132,7 @@ fn train<B: Backend>(
         backend,
         recipe: &job.recipe,
         shards: job.shards()?,
+        taught: job.taught(backend)?,
         part,
         saves: &saves,
         save_every: args.save_every,
