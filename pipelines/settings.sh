@@ -2,7 +2,8 @@
 # A recipe file holds NAME=VALUE lines without blanks or quotes, so that /bin/sh and make read it alike.
 
 settings='MODEL DATA EVAL TASKS REFERENCE SHARDS RUN TOOLS FIT RANK ALPHA PHI SEED STEPS BATCH ACCUM SEQ LR_AB LR_SCALE
-WARMUP SCHEDULE CLIP SAVE_EVERY STOP_AT TIME_LIMIT FORMAT EMBEDDING CTX MAX_BLOCKS LIMIT MAX_PPL DEVICE COMPUTE THREADS'
+WARMUP SCHEDULE CLIP LOSS KL_WEIGHT CE_WEIGHT LOSS_NORM TEACHER TOP_K SAVE_EVERY STOP_AT TIME_LIMIT FORMAT EMBEDDING CTX
+MAX_BLOCKS LIMIT MAX_PPL DEVICE COMPUTE THREADS'
 recipe_only='HUB FETCH'
 
 # names KIND: the models or schemes that have a file.
@@ -72,6 +73,10 @@ load_settings() {
     default EVAL demo/test.txt
     default TASKS data/tasks
     : "${REFERENCE:=$MODEL}"
+    # Shards that were made before may carry answers.
+    if [ -z "$SHARDS" ] && [ "$LOSS${KL_WEIGHT:+kl}${TOP_K:+kl}" ] && [ "$LOSS" != ce ]; then
+        : "${TEACHER:=$MODEL}"
+    fi
     [ "$EVAL" != none ] || EVAL=
     [ "$TASKS" != none ] || TASKS=
     [ "$REFERENCE" != none ] || REFERENCE=

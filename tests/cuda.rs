@@ -44,7 +44,7 @@ fn ppl(ran: Ran) -> f64 {
     report["artefacts"][0]["ppl"].as_object().unwrap().values().next().unwrap()["ppl"].as_f64().unwrap()
 }
 
-const RECIPE: &str = "--shards shards --steps 3 --batch 2 --seq 32 --lr-ab 0.01 --lr-scale 1e-4";
+const RECIPE: &str = "--shards shards --steps 3 --batch 2 --seq 32 --lr-ab 0.001 --lr-scale 1e-5";
 
 /// Every φ, per channel and per group, with and without zero points: the same losses, norms and weights as on the CPU in
 /// bf16 after three steps; and what is folded from the GPU's checkpoint has the very logits that the GPU gives the checkpoint.
@@ -58,7 +58,7 @@ fn trains_as_on_the_cpu() {
         let train = format!("qat-step wrapped-{name} {RECIPE}");
         dir.run(&format!("{train} --device cpu --compute bf16 -o cpu-{name}")).ok();
         ok(&Device::new(), &dir, &format!("{train} --device cuda -o gpu-{name}"));
-        for (of, limit) in [("loss", 1e-3), ("grad_norm", 2e-2)] {
+        for (of, limit) in [("loss", 1e-3), ("grad_norm", 1e-2)] {
             let [cpu, gpu] = ["cpu", "gpu"].map(|on| numbers(&dir, &format!("{on}-{name}"), of));
             assert_eq!(gpu.len(), 3);
             for (cpu, gpu) in cpu.iter().zip(gpu) {
@@ -69,9 +69,9 @@ fn trains_as_on_the_cpu() {
         // rates at most. Few do.
         let [cpu, gpu] = ["cpu", "gpu"].map(|on| trained(&dir, &format!("{on}-{name}")));
         let off: Vec<f64> = cpu.iter().zip(&gpu).map(|(cpu, gpu)| (cpu - gpu).abs()).collect();
-        let far = off.iter().filter(|off| **off > 1e-3).count();
+        let far = off.iter().filter(|off| **off > 1e-4).count();
         assert!(far * 50 <= off.len(), "{name}: {far} of {} weights are off by more than a tenth of a rate", off.len());
-        assert!(off.iter().all(|off| *off <= 0.061), "{name}: a weight is far off");
+        assert!(off.iter().all(|off| *off <= 0.0061), "{name}: a weight is far off");
 
         dir.run(&format!("fold gpu-{name} -o folded-{name}")).ok();
         let [of_checkpoint, of_folded] = ["gpu", "folded"].map(|of| {

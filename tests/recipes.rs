@@ -32,7 +32,7 @@ fn setting(file: &str, key: &str) -> usize {
 fn planned_gb(config: &Config, recipe: &Recipe, scheme: &str) -> f64 {
     let float_bytes = names::floats(config).iter().map(|(_, s)| 2 * s.iter().product::<usize>() as u64).sum();
     let scheme = scheme.parse().unwrap();
-    let holding = Holding { config, scheme, phi: Phi::Q, rank: 32, float_bytes, recipe };
+    let holding = Holding { config, scheme, phi: Phi::Q, rank: 32, float_bytes, recipe, taught: None };
     // In f32, on two threads: the same wherever the test runs.
     let two = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     two.install(|| total(&plan::<Cpu<f32>>(&holding))) as f64 / 1e9

@@ -1,11 +1,12 @@
 //! `qat-step`: trains A, B and s along a schedule, with checkpoints that resume to the bit.
 
 mod arguments;
+mod job;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use arguments::{Args, Resolved};
+use arguments::Args;
 use common::cli::device::Chosen;
 use common::cli::signals::Signals;
 use common::cli::{self, memory, progress};
@@ -24,6 +25,7 @@ use common::train::resume::{self, Saves};
 use common::train::run::Run;
 use common::train::{curve, plan};
 use half::bf16;
+use job::Resolved;
 
 fn main() -> ExitCode {
     cli::main("qat-step", run)
@@ -49,7 +51,7 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
     let backend = &open()?;
     let tokenizer = Tokenizer::from_files(job.wrapped.dir(), &job.wrapped.support_files()?)?;
     job.shards()?.check_tokenizer(job.wrapped.dir(), tokenizer.digest())?;
-    job.shards()?.windows(job.recipe.seq)?;
+    job.shards()?.windows(job.recipe.seq, false)?;
     let record = job.record(args)?;
     match record::begin(args.output(), &record, args.common.force, true)? {
         Begin::Done => {}
@@ -141,6 +143,7 @@ fn train<B: Backend>(
         backend,
         recipe: &job.recipe,
         shards: job.shards()?,
+        taught: job.taught(backend)?,
         part,
         saves: &saves,
         save_every: args.save_every,

@@ -1,10 +1,13 @@
-//! `shard`: tokenizes text into memory-mapped token shards.
+//! `shard`: tokenizes text into memory-mapped token shards, and has a teacher answer them.
+
+mod teacher;
 
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use common::cli::device::DeviceFlags;
 use common::cli::{self, flags::Common, progress};
 use common::data::text;
 use common::data::tokenizer::Tokenizer;
@@ -14,6 +17,7 @@ use common::stage::open::Artefact;
 use common::stage::record::{self, Begin, Input, Kind, Record};
 use common::stage::shards::ShardWriter;
 use rayon::prelude::*;
+use teacher::{TeacherFlags, TeacherModel};
 use tempfile::NamedTempFile;
 
 /// Tokenizes text (.txt, .jsonl, .jsonl.zst, .parquet, directories of them, - for standard input) into shards
@@ -26,9 +30,13 @@ struct Args {
     /// Whose tokenizer: a model directory, a .gguf, a stage directory, or a tokenizer.json
     #[arg(long, value_name = "MODEL|FILE")]
     tokenizer: PathBuf,
+    #[command(flatten)]
+    teacher: TeacherFlags,
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
+    #[command(flatten)]
+    device: DeviceFlags,
     #[command(flatten)]
     common: Common,
 }
@@ -44,12 +52,19 @@ fn run() -> Result<()> {
     let args: Args = cli::parse()?;
     args.common.start()?;
     let tokenizer = open_tokenizer(&args.tokenizer)?;
+    let teacher = args.teacher.open(&tokenizer)?;
+    if let Some(teacher) = teacher.as_ref().filter(|_| args.common.verify) {
+        teacher.verify()?;
+    }
     let texts = args.text.iter().map(|path| Text::open(path, &args.output)).collect::<Result<Vec<_>>>()?;
-    let mut record = wanted(&args, &texts, &tokenizer)?;
+    let mut record = wanted(&args, &texts, &tokenizer, teacher.as_ref())?;
     match record::begin(&args.output, &record, args.common.force, false)? {
         Begin::Done => {}
         Begin::Write(part) => {
             write(&args, &texts, &tokenizer, &part, &mut record)?;
+            if let Some(teacher) = &teacher {
+                teacher.answer(&args.device, &args.common, &part, &mut record)?;
+            }
             record::commit(part, &record)?;
         }
     }
@@ -105,9 +120,12 @@ impl Text {
     }
 }
 
-fn wanted(args: &Args, texts: &[Text], tokenizer: &Tokenizer) -> Result<Record> {
-    let inputs = texts.iter().map(|text| text.input(&args.output)).collect::<Result<Vec<_>>>()?;
-    let arguments = serde_json::json!({"tokenizer": tokenizer.digest()});
+fn wanted(args: &Args, texts: &[Text], tokenizer: &Tokenizer, teacher: Option<&TeacherModel>) -> Result<Record> {
+    let mut inputs = texts.iter().map(|text| text.input(&args.output)).collect::<Result<Vec<_>>>()?;
+    let mut arguments = serde_json::json!({"tokenizer": tokenizer.digest()});
+    let Some(teacher) = teacher else { return Ok(Record::new(Kind::Shards, None, arguments, inputs).in_format(1)) };
+    inputs.push(teacher.input(&args.output)?);
+    teacher.add_arguments(&mut arguments);
     Ok(Record::new(Kind::Shards, None, arguments, inputs))
 }
 

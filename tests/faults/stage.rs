@@ -254,3 +254,101 @@ fn change_last_byte(path: &Path) {
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(path, bytes).unwrap();
 }
+
+/// Shards with a teacher's answers to windows of 32 tokens.
+fn answer(dir: &Dir) {
+    dir.run("shard text.txt --tokenizer model --teacher model --top-k 8 --seq 32 -o answered").ok();
+}
+
+/// With the header of the answers changed.
+fn answer_with(dir: &Dir, from: &str, to: &str) {
+    answer(dir);
+    assert_eq!(from.len(), to.len());
+    let path = dir.join("answered/answers-00000.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn teachers_that_do_not_fit() {
+    const TRAIN: &str = "qat-step wrapped --shards answered --loss kl --seq 32 -o out";
+    check(&[
+        Fault {
+            name: "answers to other windows",
+            spoil: answer,
+            line: "qat-step wrapped --shards answered --loss kl --seq 64 -o out",
+            status: 2,
+            says: &["answered: answers to windows of 32 tokens", "expected --seq 64", "; give --seq 32"],
+        },
+        Fault {
+            name: "answers without their number",
+            spoil: |d| answer_with(d, "\"top_k\":\"8\"", "\"top_q\":\"8\""),
+            line: TRAIN,
+            status: 1,
+            says: &["answers-00000.safetensors: no top_k", "expected a number", "; run shard again"],
+        },
+        Fault {
+            name: "answers of another number",
+            spoil: |d| answer_with(d, "\"top_k\":\"8\"", "\"top_k\":\"9\""),
+            line: TRAIN,
+            status: 1,
+            says: &["answers-00000.safetensors: answers is U16", "expected U16", "; make the file again"],
+        },
+        Fault {
+            name: "answers to windows of none",
+            spoil: |d| answer_with(d, "\"seq\":\"32\"", "\"seq\":\"00\""),
+            line: TRAIN,
+            status: 1,
+            says: &["answers-00000.safetensors: no seq", "; run shard again"],
+        },
+        Fault {
+            name: "answers that are gone",
+            spoil: |d| {
+                answer(d);
+                fs::remove_file(d.join("answered/answers-00000.safetensors")).unwrap();
+            },
+            line: TRAIN,
+            status: 1,
+            says: &["answers-00000.safetensors: cannot open", "; check the path"],
+        },
+        Fault {
+            name: "answers that changed",
+            spoil: |d| answer_with(d, "\"answers\":{", "\"answers\":\t"),
+            line: TRAIN,
+            status: 1,
+            says: &["answers-00000.safetensors: ", "; "],
+        },
+        Fault {
+            name: "a teacher of another vocabulary",
+            spoil: |d| {
+                let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny/linear_rope");
+                crate::tools::copy(&other, &d.join("other"));
+            },
+            line: "qat-step wrapped --shards shards --loss kl --teacher other -o out",
+            status: 1,
+            says: &["other: a vocabulary of ", "of wrapped", "; learn from the model"],
+        },
+        Fault {
+            name: "a teacher that is not there",
+            spoil: |_| {},
+            line: "qat-step wrapped --shards shards --loss kl --teacher nowhere -o out",
+            status: 1,
+            says: &["nowhere: does not exist", "; check the path"],
+        },
+        Fault {
+            name: "a teacher that is gone",
+            spoil: |d| {
+                let line = "qat-step wrapped --shards shards --steps 2 --stop-at 1 --batch 1 --seq 32 --loss kl -q";
+                fs::create_dir(d.join("away")).unwrap();
+                crate::tools::copy(&d.join("model"), &d.join("away/model"));
+                d.run(&format!("{line} --teacher away/model -o begun")).ok();
+                fs::remove_dir_all(d.join("away")).unwrap();
+            },
+            line: "qat-step begun -o out",
+            status: 1,
+            says: &["begun: its teacher, away/model, is gone", "; put it back"],
+        },
+    ]);
+}

@@ -104,6 +104,59 @@ fn values_that_cannot_be() {
     ]);
 }
 
+#[test]
+fn losses_and_teachers_that_cannot_be() {
+    check(&[
+        usage(
+            "a divergence from nothing",
+            "qat-step wrapped --shards shards --loss kl -o out",
+            &["shards: shards without a teacher's answers, and no --teacher", "; give --teacher MODEL"],
+        ),
+        usage(
+            "a teacher for nothing",
+            "qat-step wrapped --shards shards --teacher model -o out",
+            &["--teacher", "; give --loss kl"],
+        ),
+        usage(
+            "two losses",
+            "qat-step wrapped --shards shards --loss ce --kl-weight 1 -o out",
+            &["--loss ce with --kl-weight", "; give --loss kl"],
+        ),
+        usage(
+            "no loss at all",
+            "qat-step wrapped --shards shards --ce-weight 0 -o out",
+            &["--kl-weight and --ce-weight must be 0 to 1e9, and not both 0", "; give"],
+        ),
+        usage(
+            "a weight that is no number",
+            "qat-step wrapped --shards shards --loss kl --teacher model --ce-weight nan -o out",
+            &["--ce-weight must be", "; give"],
+        ),
+        usage("a loss", "qat-step wrapped --shards shards --loss mse -o out", &["'mse'", "--loss", "ce, kl", "; "]),
+        usage("a norm", "qat-step wrapped --shards shards --loss-norm sum -o out", &["loss norm \"sum\"", "; choose"]),
+        usage(
+            "no answers to keep",
+            "shard text.txt --tokenizer model --teacher model --top-k 0 -o out",
+            &["--top-k 0", "; give a number such as 64, or all"],
+        ),
+        usage(
+            "more answers than there are",
+            "shard text.txt --tokenizer model --teacher model --top-k 99999 -o out",
+            &["--top-k 99999, of a vocabulary of ", "; give a smaller number"],
+        ),
+        usage(
+            "answers of nobody",
+            "shard text.txt --tokenizer model --top-k 8 -o out",
+            &["--teacher <MODEL>", "; see --help"],
+        ),
+        usage(
+            "a window of one",
+            "shard text.txt --tokenizer model --teacher model --seq 1 -o out",
+            &["--seq 1", "; give what qat-step"],
+        ),
+    ]);
+}
+
 /// `-` without a path behind it: the stage before failed.
 #[test]
 fn an_empty_pipe() {

@@ -5,7 +5,7 @@
 //! follow by the formulas of design.md; in each scale, between neighbouring bf16 values; and in each element of the
 //! embedding's output.
 
-use common::compute::backend::NO_TARGET;
+use common::compute::backend::{Head, Loss, NO_TARGET, Teaching};
 use common::compute::cpu::aligned::Aligned;
 use common::format::tensor::{Dtype, Tensor};
 use common::model::forward::Batch;
@@ -13,7 +13,7 @@ use common::model::names;
 use common::model::weights::HostLowRank;
 use common::quant::{Phi, grid};
 
-use super::random::{Dense, Random};
+use super::random::{Dense, Random, values};
 use super::{Runner, real, relative_error};
 
 /// Two blocks, grouped queries, heads wider than d/h; groups of 8 divide every width.
@@ -23,14 +23,22 @@ const LENGTHS: [usize; 2] = [9, 6];
 const STEP: f32 = 1.0 / 128.0;
 const TOLERANCE: f64 = 2e-3;
 
+/// Weights of the cross entropy and of the divergence from a teacher.
+const TAUGHT: [f32; 2] = [0.25, 0.75];
+
 #[test]
 fn per_channel() {
-    alone(|| check(Random::new(DIMS, "w4pc", Phi::Q, 3)));
+    alone(|| check(Random::new(DIMS, "w4pc", Phi::Q, 3), [1.0, 0.0]));
 }
 
 #[test]
 fn groups_with_zero_points() {
-    alone(|| check(Random::new(DIMS, "w2g8z", Phi::F32, 2)));
+    alone(|| check(Random::new(DIMS, "w2g8z", Phi::F32, 2), [1.0, 0.0]));
+}
+
+#[test]
+fn taught_by_another_model() {
+    alone(|| check(Random::new(DIMS, "w3g8", Phi::Q, 2), TAUGHT));
 }
 
 /// Work this small is done sooner by one thread.
@@ -38,15 +46,22 @@ fn alone(f: impl FnOnce() + Send) {
     rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(f);
 }
 
-fn check(random: Random) {
+fn check(random: Random, [ce, kl]: [f32; 2]) {
     let batch = random.batch(&LENGTHS);
     let mut runner = Runner::new(&random, &batch);
     let mut grads = runner.model.params.zeros_like(&runner.cpu).unwrap();
-    runner.model.loss_and_gradients(&runner.cpu, &batch, 1.0, &mut runner.acts, &mut grads).unwrap();
+    // Hidden states of any teacher, under the same head.
+    let hidden = Aligned::of(&values("teacher", batch.rows() * runner.model.config.d)).unwrap();
+    let of = Objective { ce, kl, log_p: log_p(&runner.logits_of(&hidden), runner.model.config.vocab) };
+    let head = runner.model.head();
+    let teacher = (kl > 0.0).then_some(Teaching::Live(Head { hidden: &hidden, weight: &head }));
+    let loss = Loss { ce, kl, teacher };
+    runner.model.loss_and_gradients(&runner.cpu, &batch, &loss, 1.0, &mut runner.acts, &mut grads).unwrap();
     let dx = runner.acts.dx.to_vec();
-    let mut errors = vec![("dx".to_string(), relative_error(&dx, &embedding_slopes(&mut runner, &batch)))];
-    errors.push(("scale between neighbours".into(), scale_error(&mut runner, &batch, &grads)));
-    errors.extend(weight_errors(&random, &batch, &runner, &grads));
+    drop(loss);
+    let mut errors = vec![("dx".to_string(), relative_error(&dx, &embedding_slopes(&mut runner, &batch, &of)))];
+    errors.push(("scale between neighbours".into(), scale_error(&mut runner, &batch, &grads, &of)));
+    errors.extend(weight_errors(&random, &batch, &runner, &grads, &of));
     let worst = errors.iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     eprintln!("{}: {} gradients, off by at most {:.1e} ({})", random.scheme, errors.len(), worst.1, worst.0);
     for (name, error) in &errors {
@@ -54,17 +69,33 @@ fn check(random: Random) {
     }
 }
 
-/// Σ losses in f64, from the logits.
-fn loss(runner: &mut Runner, batch: &Batch) -> f64 {
-    let logits = runner.logits(batch);
-    let rows = logits.chunks_exact(runner.model.config.vocab).zip(&batch.targets);
+struct Objective {
+    ce: f32,
+    kl: f32,
+    /// The teacher's log-probabilities [rows, v].
+    log_p: Vec<f64>,
+}
+
+fn log_p(logits: &[f64], vocab: usize) -> Vec<f64> {
+    let all = |row: &[f64]| row.iter().map(|l| l.exp()).sum::<f64>().ln();
+    logits.chunks_exact(vocab).flat_map(|row| row.iter().map(move |l| l - all(row))).collect()
+}
+
+/// Σ ce·CE + kl·KL in f64, from the logits.
+fn loss(runner: &mut Runner, batch: &Batch, of: &Objective) -> f64 {
+    let vocab = runner.model.config.vocab;
+    let own = log_p(&runner.logits(batch), vocab);
+    let rows = own.chunks_exact(vocab).zip(of.log_p.chunks_exact(vocab)).zip(&batch.targets);
     rows.filter(|(_, target)| **target != NO_TARGET)
-        .map(|(row, target)| row.iter().map(|l| l.exp()).sum::<f64>().ln() - row[*target as usize])
+        .map(|((own, teachers), target)| {
+            let kl: f64 = own.iter().zip(teachers).map(|(own, t)| t.exp() * (t - own)).sum();
+            f64::from(of.kl) * kl - f64::from(of.ce) * own[*target as usize]
+        })
         .sum()
 }
 
 /// The tokens are all different, so that a row of the table is one row of x.
-fn embedding_slopes(runner: &mut Runner, batch: &Batch) -> Vec<f32> {
+fn embedding_slopes(runner: &mut Runner, batch: &Batch, of: &Objective) -> Vec<f32> {
     let d = runner.model.config.d;
     let mut table = runner.model.embedding.to_f32();
     let shape = runner.model.embedding.shape.clone();
@@ -72,7 +103,7 @@ fn embedding_slopes(runner: &mut Runner, batch: &Batch) -> Vec<f32> {
     for at in batch.tokens.iter().flat_map(|t| *t as usize * d..(*t as usize + 1) * d) {
         slopes.push(slope(&mut table, at, |table| {
             runner.model.embedding = Tensor::from_f32(table, Dtype::F32, shape.clone());
-            loss(runner, batch)
+            loss(runner, batch, of)
         }));
     }
     runner.model.embedding = Tensor::from_f32(&table, Dtype::F32, shape);
@@ -93,7 +124,7 @@ fn slope(values: &mut [f32], at: usize, mut f: impl FnMut(&[f32]) -> f64) -> f32
 
 /// ds of all linears against the chord from the next smaller to the next larger bf16 scale: the forward pass sees
 /// no others.
-fn scale_error(runner: &mut Runner, batch: &Batch, grads: &[Aligned<f32>]) -> f64 {
+fn scale_error(runner: &mut Runner, batch: &Batch, grads: &[Aligned<f32>], of: &Objective) -> f64 {
     let (mut chords, mut ds) = (Vec::new(), Vec::new());
     for row in (0..grads.len()).step_by(3) {
         assert!(runner.model.params.specs[row].name.ends_with(".scale"));
@@ -103,7 +134,7 @@ fn scale_error(runner: &mut Runner, batch: &Batch, grads: &[Aligned<f32>]) -> f6
             let mut at_scale = |bits: u32| {
                 let scale = f32::from_bits(bits);
                 runner.model.params.values[row][at] = scale;
-                (loss(runner, batch), f64::from(scale))
+                (loss(runner, batch, of), f64::from(scale))
             };
             let (above, below) = (at_scale(forward + (1 << 16)), at_scale(forward - (1 << 16)));
             runner.model.params.values[row][at] = master;
@@ -143,7 +174,13 @@ impl Grid {
 }
 
 /// Errors of ds, dA and dB of every linear, as they follow from the slopes in every weight.
-fn weight_errors(random: &Random, batch: &Batch, runner: &Runner, grads: &[Aligned<f32>]) -> Vec<(String, f64)> {
+fn weight_errors(
+    random: &Random,
+    batch: &Batch,
+    runner: &Runner,
+    grads: &[Aligned<f32>],
+    of: &Objective,
+) -> Vec<(String, f64)> {
     let linears = names::linears(&random.config);
     let grids: Vec<Grid> = linears.iter().map(|l| Grid::of(&random.lowrank(l), l.k)).collect();
     let weights = linears.iter().zip(&grids).map(|(l, g)| (l.name.clone(), g.w.clone())).collect();
@@ -159,7 +196,7 @@ fn weight_errors(random: &Random, batch: &Batch, runner: &Runner, grads: &[Align
             .map(|at| {
                 slope(&mut w, at, |w| {
                     dense.weights.insert(linear.name.clone(), w.to_vec());
-                    loss(&mut Runner::new(&dense, batch), batch)
+                    loss(&mut Runner::new(&dense, batch), batch, of)
                 })
             })
             .collect();

@@ -15,7 +15,7 @@ mod tiny_models; // sliding window, rotary scalings, head_dim, stored types, sha
 mod zero_shot; // SmolLM2 against lm-evaluation-harness
 
 use crate::beside::shared;
-use common::compute::backend::{Head, Weight};
+use common::compute::backend::{Head, Loss, RowLoss, Weight};
 use common::compute::cpu::Cpu;
 use common::compute::cpu::aligned::Aligned;
 use common::compute::cpu::element::Element;
@@ -55,29 +55,34 @@ impl<E: Element> Runner<E> {
     /// Logits of all rows [rows, v], multiplied out here: the tools never hold them whole.
     fn logits(&mut self, batch: &Batch) -> Vec<f64> {
         self.hidden(batch);
+        self.logits_of(&self.acts.hidden)
+    }
+
+    /// Of these hidden states.
+    fn logits_of(&self, hidden: &[E]) -> Vec<f64> {
         let Weight::Float { w, k, .. } = self.model.head() else { panic!("the head is floating point") };
         let w: Vec<f64> = w.to_f32().into_iter().map(f64::from).collect();
         let dot = |x: &[E], w: &[f64]| x.iter().zip(w).map(|(x, w)| f64::from(x.to_f32()) * w).sum();
-        self.acts.hidden.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| dot(x, w))).collect()
+        hidden.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| dot(x, w))).collect()
     }
 
     /// Sum of the losses of all rows, by the product's head.
     fn loss(&mut self, batch: &Batch) -> f64 {
         use common::compute::backend::Backend;
         self.hidden(batch);
-        let mut losses = vec![0.0; batch.rows()];
+        let mut losses = vec![RowLoss::default(); batch.rows()];
         let head = Head { hidden: &self.acts.hidden, weight: &self.model.head() };
-        self.cpu.head_loss(head, &batch.targets, 1.0, None, &mut losses).unwrap();
-        losses.iter().map(|l| f64::from(*l)).sum()
+        self.cpu.head_loss(head, &batch.targets, &Loss::cross_entropy(), 1.0, None, &mut losses).unwrap();
+        losses.iter().map(|l| f64::from(l.ce)).sum()
     }
 
     /// Mean loss and its gradients, one buffer per parameter; the embedding's gradient is in `acts.dx`.
     fn gradients(&mut self, batch: &Batch) -> (f64, Vec<Aligned<f32>>) {
         let mut grads = self.model.params.zeros_like(&self.cpu).unwrap();
         let n = batch.predictions() as f64;
-        let loss =
-            self.model.loss_and_gradients(&self.cpu, batch, (1.0 / n) as f32, &mut self.acts, &mut grads).unwrap();
-        (loss / n, grads)
+        let (loss, scale) = (Loss::cross_entropy(), (1.0 / n) as f32);
+        let terms = self.model.loss_and_gradients(&self.cpu, batch, &loss, scale, &mut self.acts, &mut grads);
+        (terms.unwrap().ce / n, grads)
     }
 }
 

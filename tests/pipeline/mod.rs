@@ -4,3 +4,5 @@ mod chain;
 mod resume;
 /// What is said of a checkpoint is said of the folded integers, for every kind of scheme; any number of threads.
 mod same;
+/// Learning from a model that runs along, and from its answers in a file.
+mod teacher;

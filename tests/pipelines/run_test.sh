@@ -103,6 +103,13 @@ test_settings() {
     STEPS=9 run --dry-run smollm2-135m-w4pc
     check "environment before recipe" grep -q "qat-step .*--steps 9 " "$work/out"
     check "model's fit before the scheme's" grep -q "ptq-init .*--fit lp:3 " "$work/out"
+    check "cross entropy needs no teacher" is "$(grep -c -e --teacher "$work/out")" 0
+    run --dry-run smollm2-135m-w4pc LOSS=kl MODEL=m
+    check "a teacher that runs along" grep -q "qat-step .*--loss kl .*--teacher m " "$work/out"
+    check "is not asked before" is "$(grep -c "shard .*--teacher" "$work/out")" 0
+    run --dry-run smollm2-135m-w4pc LOSS=kl TEACHER=t TOP_K=64 SEQ=256
+    check "a teacher that is asked once" grep -q "shard .*--teacher t --top-k 64 --seq 256 " "$work/out"
+    check "does not run along" is "$(grep -c "qat-step .*--teacher" "$work/out")" 0
     run --dry-run demo-w2g128z
     check "a scheme with a zero point" grep -q "ptq-init demo/model --scheme w2g128z" "$work/out"
     for pair in $(all_pairs); do

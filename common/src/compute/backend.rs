@@ -11,6 +11,9 @@
 //! A device may run behind the host: an op that gives nothing back may fail later, which the next one that gives
 //! something back says.
 
+use std::ops::Range;
+
+use super::answers::{Answers, Layout};
 use crate::error::Result;
 use crate::format::tensor::Tensor;
 use crate::quant::{Phi, Scheme};
@@ -115,6 +118,10 @@ pub struct Extent<'a> {
     /// Tokens of a pass, and of its longest sequence.
     pub rows: usize,
     pub tokens: usize,
+    /// Models whose logits exist side by side: 2 with a teacher that runs along.
+    pub heads_at_once: usize,
+    /// Where a teacher has answered before.
+    pub answer: Option<Layout>,
 }
 
 /// What the head says of one row during evaluation.
@@ -133,6 +140,35 @@ pub struct TokenScore {
 pub struct Head<'a, B: Backend + ?Sized> {
     pub hidden: &'a B::Activation,
     pub weight: &'a Weight<'a, B>,
+}
+
+/// What each row is trained for: ce·CE(target) + kl·KL(teacher ‖ model).
+pub struct Loss<'a, B: Backend + ?Sized> {
+    pub ce: f32,
+    /// Without a teacher it has no effect.
+    pub kl: f32,
+    pub teacher: Option<Teaching<'a, B>>,
+}
+
+/// Where the teacher's distribution comes from.
+pub enum Teaching<'a, B: Backend + ?Sized> {
+    /// Its hidden states of the same rows, and its head.
+    Live(Head<'a, B>),
+    Stored(Answers<'a>),
+}
+
+impl<B: Backend + ?Sized> Loss<'_, B> {
+    pub fn cross_entropy() -> Loss<'static, B> {
+        Loss { ce: 1.0, kl: 0.0, teacher: None }
+    }
+}
+
+/// Both terms of the loss of a row, in nats and not weighted; 0 without a target. `kl` is 0 without a teacher.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct RowLoss {
+    pub ce: f32,
+    pub kl: f32,
 }
 
 /// AdamW (Loshchilov & Hutter 2019) without weight decay.
@@ -313,16 +349,21 @@ pub trait Backend: Sync {
         dv: &mut Self::Activation,
     );
 
-    /// Cross entropy of x·Wᵀ in chunks of rows: `losses` of each row (0 without a target), and, if wanted,
-    /// dhidden = grad_scale · d(Σ losses)/d(hidden).
+    /// The loss over the softmax of x·Wᵀ, in chunks of rows: the terms of each row, and, if wanted,
+    /// dhidden = grad_scale · d(Σ ce·CE + kl·KL)/d(hidden), 0 in rows without a target. With log-probabilities a of the
+    /// teacher, z of the model: KL = Σ e^a (a − z), d/dlogit = e^z − e^a; with K stored ones and the mass m of the rest,
+    /// KL = Σ_K e^a (a − z) + m ln(m / q), q = 1 − Σ_K e^z, and of the rest d/dlogit = e^z (1 − m/q).
     fn head_loss(
         &self,
         head: Head<Self>,
         targets: &[u32],
+        loss: &Loss<Self>,
         grad_scale: f32,
         dhidden: Option<&mut Self::Buffer>,
-        losses: &mut [f32],
+        losses: &mut [RowLoss],
     ) -> Result<()>;
+    /// x·Wᵀ of these rows [_, v], on the host: for what is sorted or drawn from.
+    fn head_logits(&self, head: Head<Self>, rows: Range<usize>, logits: &mut [f32]) -> Result<()>;
     /// Log-probabilities, most likely tokens, and the divergence from a reference, of the rows that have a target,
     /// in chunks of them.
     fn head_scores(

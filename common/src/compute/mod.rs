@@ -1,5 +1,6 @@
 //! The arithmetic of the model's layers: what a device does (`backend`), and each device.
 
+pub mod answers;
 pub mod backend;
 pub mod cpu;
 pub mod cuda;

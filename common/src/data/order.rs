@@ -1,22 +1,33 @@
 //! Which tokens a training step sees: sample i of step t is a pure function of (seed, t, i) over the global batch.
 //! Micro-batches, and ranks one day, only partition it.
 
-/// All windows of `seq` tokens that lie within one shard.
+/// Windows of `seq` tokens that lie within one shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Windows {
     /// First window number of each shard, and the number of all windows.
     starts: Vec<u64>,
+    /// Tokens from a window to the next.
+    step: usize,
 }
 
 impl Windows {
-    /// None if no shard is as long as a window.
+    /// All of them. None if no shard is as long as a window.
     pub fn new(lengths: Vec<usize>, seq: usize) -> Option<Windows> {
+        Windows::every(lengths, seq, 1)
+    }
+
+    /// Those that begin at multiples of `seq`: what was said of a window holds for it alone.
+    pub fn apart(lengths: Vec<usize>, seq: usize) -> Option<Windows> {
+        Windows::every(lengths, seq, seq)
+    }
+
+    fn every(lengths: Vec<usize>, seq: usize, step: usize) -> Option<Windows> {
         let mut starts = vec![0u64];
         for len in lengths {
-            let windows = (len + 1).saturating_sub(seq) as u64;
-            starts.push(starts[starts.len() - 1] + windows);
+            let windows = if len < seq { 0 } else { (len - seq) / step + 1 };
+            starts.push(starts[starts.len() - 1] + windows as u64);
         }
-        if starts[starts.len() - 1] == 0 { None } else { Some(Windows { starts }) }
+        if starts[starts.len() - 1] == 0 { None } else { Some(Windows { starts, step }) }
     }
 
     pub fn count(&self) -> u64 {
@@ -31,7 +42,7 @@ impl Windows {
         // The high part of the 128-bit product is uniform up to 2^-64 · count.
         let window = ((random as u128 * self.count() as u128) >> 64) as u64;
         let shard = self.starts.partition_point(|s| *s <= window) - 1;
-        (shard, (window - self.starts[shard]) as usize)
+        (shard, (window - self.starts[shard]) as usize * self.step)
     }
 }
 
@@ -50,6 +61,15 @@ mod tests {
         assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [(0, 0), (0, 1), (3, 0)]);
         assert!(seen.values().all(|n| (900..1100).contains(n)), "{seen:?}");
         assert_eq!(w.sample(7, 1, 5), w.sample(7, 1, 5));
+    }
+
+    #[test]
+    fn windows_apart_do_not_overlap() {
+        let w = Windows::apart(vec![9, 3, 4], 4).unwrap();
+        assert_eq!(w.count(), 2 + 1);
+        let seen: std::collections::BTreeSet<_> = (0..100).map(|i| w.sample(7, 1, i)).collect();
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(0, 0), (0, 4), (2, 0)]);
+        assert_eq!(Windows::apart(vec![3], 4), None);
     }
 
     #[test]

@@ -180,6 +180,24 @@ impl TensorWriter {
         self.file.write(bytes)
     }
 
+    /// The next tensor of [`TensorWriter::order`], handed over part by part.
+    pub fn put_parts(
+        &mut self,
+        name: &str,
+        make: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
+        let spec = &self.specs[self.next];
+        assert_eq!(spec.name, name, "tensors are written in order");
+        let mut bytes = 0;
+        make(&mut |part| {
+            bytes += part.len();
+            self.file.write(part)
+        })?;
+        assert_eq!(spec.bytes(), bytes, "{name}: tensors are written whole");
+        self.next += 1;
+        Ok(())
+    }
+
     /// The next tensor of [`TensorWriter::order`] as it lies in another file.
     pub fn copy(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
         let spec = &self.specs[self.next];

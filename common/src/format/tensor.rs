@@ -50,6 +50,11 @@ impl Tensor {
         }
     }
 
+    /// Whether its pages can be let go of.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.bytes, Bytes::Mapped(..))
+    }
+
     /// Lets go of the resident pages of a mapped tensor.
     pub fn forget(&self) {
         if let Bytes::Mapped(map, range) = &self.bytes {

@@ -3,25 +3,33 @@
 use super::forward::Batch;
 use super::ledger::Pass;
 use super::weights::{Block, Linear, Model};
-use crate::compute::backend::{Backend, Branch, Head, Output};
+use crate::compute::backend::{Backend, Branch, Head, Loss, Output, RowLoss};
 use crate::error::Result;
 
+/// Sums of the terms of the loss, in nats.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Terms {
+    pub ce: f64,
+    pub kl: f64,
+}
+
 impl<B: Backend> Model<B> {
-    /// One forward and backward pass. Returns the sum of the losses of all rows; `grads` (one buffer per parameter)
-    /// accumulate d(grad_scale·Σ losses). `acts.dx` ends as the gradient at the embedding's output.
+    /// One forward and backward pass. Returns the sums of both terms over all rows; `grads` (one buffer per parameter)
+    /// accumulate d(grad_scale·Σ ce·CE + kl·KL). `acts.dx` ends as the gradient at the embedding's output.
     pub fn loss_and_gradients(
         &self,
         b: &B,
         batch: &Batch,
+        loss: &Loss<B>,
         grad_scale: f32,
         acts: &mut Pass<B>,
         grads: &mut [B::Buffer],
-    ) -> Result<f64> {
+    ) -> Result<Terms> {
         let (c, rows) = (&self.config, batch.rows());
         self.forward(b, batch, acts);
-        let mut losses = vec![0f32; rows];
+        let mut losses = vec![RowLoss::default(); rows];
         let head = Head { hidden: &acts.hidden, weight: &self.head() };
-        b.head_loss(head, &batch.targets, grad_scale, Some(&mut acts.dhidden), &mut losses)?;
+        b.head_loss(head, &batch.targets, loss, grad_scale, Some(&mut acts.dhidden), &mut losses)?;
         b.fill_zero(&mut acts.dx);
         b.rmsnorm_backward(&acts.x, &self.norm, c.norm_eps, rows, c.d, &acts.dhidden, &mut acts.dx);
         for (layer, block) in self.blocks.iter().enumerate().rev() {
@@ -34,7 +42,8 @@ impl<B: Backend> Model<B> {
             self.mlp_backward(b, block, rows, acts, grads);
             self.attention_backward(b, block, batch, layer, acts, grads);
         }
-        Ok(losses.iter().map(|l| f64::from(*l)).sum())
+        let add = |sum: Terms, row: &RowLoss| Terms { ce: sum.ce + f64::from(row.ce), kl: sum.kl + f64::from(row.kl) };
+        Ok(losses.iter().fold(Terms::default(), add))
     }
 
     fn mlp_backward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Pass<B>, grads: &mut [B::Buffer]) {

@@ -46,12 +46,17 @@ impl<B: Backend> Model<B> {
             if let Some(kept) = acts.checkpoints.get_mut(layer) {
                 b.round(&acts.x, kept, rows * d);
             }
-            self.attention_forward(b, block, batch, acts, false);
-            self.mlp_forward(b, block, rows, acts, false);
-            let down = block.linears[6].weight(&self.params.values, None);
-            b.linear_forward(&acts.inner, rows, &down, Output::add(&mut acts.x));
+            self.block_forward(b, block, batch, acts);
         }
         b.rmsnorm_forward(&acts.x, &self.norm, self.config.norm_eps, rows, d, &mut acts.hidden);
+    }
+
+    /// x += attention(norm(x)), x += mlp(norm(x)).
+    pub(super) fn block_forward(&self, b: &B, block: &Block<B>, batch: &Batch, acts: &mut Pass<B>) {
+        self.attention_forward(b, block, batch, acts, false);
+        self.mlp_forward(b, block, batch.rows(), acts, false);
+        let down = block.linears[6].weight(&self.params.values, None);
+        b.linear_forward(&acts.inner, batch.rows(), &down, Output::add(&mut acts.x));
     }
 
     /// x += attention(norm(x)); with `rounded`, from the integers that the pass keeps.

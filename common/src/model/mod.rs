@@ -7,6 +7,7 @@ pub mod ledger;
 pub mod names;
 pub mod params;
 pub mod rope;
+pub mod teacher;
 pub mod weights;
 
 pub use config::Config;

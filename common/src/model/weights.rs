@@ -183,11 +183,11 @@ enum Stored<B: Backend> {
 }
 
 impl<B: Backend> Linear<B> {
-    fn load(backend: &B, name: LinearName, host: HostLinear, params: &mut Params<B>) -> Result<Linear<B>> {
+    fn load(backend: &B, name: &LinearName, host: &HostLinear, params: &mut Params<B>) -> Result<Linear<B>> {
         let (n, k) = (name.n, name.k);
         let upload = |zero: &Option<Vec<f32>>| zero.as_deref().map(|z| backend.upload(z)).transpose();
         let stored = match host {
-            HostLinear::Float(t) => Stored::Float(backend.freeze(&t)?),
+            HostLinear::Float(t) => Stored::Float(backend.freeze(t)?),
             HostLinear::Codes(c) => Stored::Codes {
                 codes: backend.freeze(&c.codes)?,
                 scheme: c.scheme,
@@ -212,7 +212,7 @@ impl<B: Backend> Linear<B> {
                 }
             }
         };
-        Ok(Linear { name: name.name, n, k, stored })
+        Ok(Linear { name: name.name.clone(), n, k, stored })
     }
 
     /// The weight as the backend's ops take it, with its integers where they were kept.
@@ -263,6 +263,62 @@ pub struct Block<B: Backend> {
     pub linears: [Linear<B>; 7],
 }
 
+/// A transformer block as an artefact holds it.
+pub struct HostBlock {
+    attention_norm: Tensor,
+    mlp_norm: Tensor,
+    linears: Vec<(LinearName, HostLinear)>,
+}
+
+impl HostBlock {
+    pub fn read(source: &dyn Source, layer: usize) -> Result<HostBlock> {
+        let config = source.config();
+        let norm = |name: String| source.float(&name, &[config.d]);
+        let linears = names::block_linears(config, layer).into_iter().map(|name| {
+            let host = source.linear(&name)?;
+            Ok((name, host))
+        });
+        Ok(HostBlock {
+            attention_norm: norm(names::attention_norm(layer))?,
+            mlp_norm: norm(names::mlp_norm(layer))?,
+            linears: linears.collect::<Result<_>>()?,
+        })
+    }
+
+    pub fn load<B: Backend>(&self, backend: &B, params: &mut Params<B>) -> Result<Block<B>> {
+        let linears = self.linears.iter().map(|(name, host)| Linear::load(backend, name, host, params));
+        let linears = linears.collect::<Result<Vec<_>>>()?;
+        Ok(Block {
+            attention_norm: backend.upload(&self.attention_norm.to_f32())?,
+            mlp_norm: backend.upload(&self.mlp_norm.to_f32())?,
+            linears: linears.try_into().unwrap_or_else(|_| unreachable!("a block has seven linears")),
+        })
+    }
+
+    fn weights(&self) -> impl Iterator<Item = &Tensor> {
+        self.linears.iter().map(|(_, host)| match host {
+            HostLinear::Float(w) => w,
+            HostLinear::Codes(Codes { codes, .. }) => codes,
+            HostLinear::LowRank(w) => &w.phi,
+        })
+    }
+
+    /// Bytes of its linears as they are stored.
+    pub fn bytes(&self) -> usize {
+        self.weights().map(|w| w.bytes().len()).sum()
+    }
+
+    /// Whether all of them can be let go of.
+    pub fn is_mapped(&self) -> bool {
+        self.weights().all(Tensor::is_mapped)
+    }
+
+    /// Lets go of the pages of what is mapped.
+    pub fn forget(&self) {
+        self.weights().for_each(Tensor::forget);
+    }
+}
+
 /// A whole model on a device.
 pub struct Model<B: Backend> {
     pub config: Config,
@@ -279,34 +335,26 @@ pub struct Model<B: Backend> {
 impl<B: Backend> Model<B> {
     /// Loads `source` for sequences of up to `positions` tokens.
     pub fn load(backend: &B, source: &dyn Source, positions: usize) -> Result<Model<B>> {
+        let mut model = Model::without_blocks(backend, source, positions)?;
+        for layer in 0..model.config.layers {
+            model.blocks.push(HostBlock::read(source, layer)?.load(backend, &mut model.params)?);
+        }
+        Ok(model)
+    }
+
+    /// All but the blocks.
+    pub fn without_blocks(backend: &B, source: &dyn Source, positions: usize) -> Result<Model<B>> {
         let config = source.config().clone();
-        let mut params = Params::new();
-        let norm = |name: &str| backend.upload(&source.float(name, &[config.d])?.to_f32());
         let matrix = |name: &str| backend.freeze(&source.float(name, &[config.vocab, config.d])?);
         let table = |name: &str| backend.freeze_table(&source.float(name, &[config.vocab, config.d])?);
-        let mut blocks = Vec::with_capacity(config.layers);
-        for layer in 0..config.layers {
-            let linears = names::block_linears(&config, layer)
-                .into_iter()
-                .map(|name| {
-                    let host = source.linear(&name)?;
-                    Linear::load(backend, name, host, &mut params)
-                })
-                .collect::<Result<Vec<_>>>()?;
-            blocks.push(Block {
-                attention_norm: norm(&names::attention_norm(layer))?,
-                mlp_norm: norm(&names::mlp_norm(layer))?,
-                linears: linears.try_into().unwrap_or_else(|_| unreachable!("a block has seven linears")),
-            });
-        }
         Ok(Model {
             embedding: if config.tied { matrix(names::EMBEDDING)? } else { table(names::EMBEDDING)? },
             head: if config.tied { None } else { Some(matrix(names::HEAD)?) },
-            norm: norm(names::NORM)?,
-            blocks,
+            norm: backend.upload(&source.float(names::NORM, &[config.d])?.to_f32())?,
+            blocks: Vec::with_capacity(config.layers),
             rope: backend.rope_table(&inverse_frequencies(&config.rope, config.head_dim), positions)?,
             positions,
-            params,
+            params: Params::new(),
             config,
         })
     }

@@ -1,5 +1,6 @@
 //! How good a model is: what `eval` measures.
 
+pub mod answers;
 pub mod tasks;
 pub mod perplexity;
 pub mod likelihood;

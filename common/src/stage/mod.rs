@@ -2,6 +2,7 @@
 //! the directory exists, so the stage is complete.
 
 mod ahead;
+pub mod answers;
 pub mod base;
 pub mod checkpoint;
 pub mod float;

@@ -24,9 +24,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Raised when the files of the stage change.
+    /// Raised when the files of the stage change: shards of format 2 carry a teacher's answers, checkpoints of format 2 have
+    /// another loss than cross entropy.
     pub const fn format_version(self) -> u32 {
-        1
+        match self {
+            Kind::Shards | Kind::Checkpoint => 2,
+            Kind::Scales | Kind::Wrapped | Kind::Folded => 1,
+        }
     }
 
     pub const fn tool(self) -> &'static str {
@@ -93,6 +97,11 @@ impl Record {
             details: Map::new(),
             files: BTreeMap::new(),
         }
+    }
+
+    /// In an older format, which holds all of it.
+    pub fn in_format(self, format_version: u32) -> Record {
+        Record { format_version, ..self }
     }
 
     /// Made by the same tool from the same inputs with the same arguments as `want`? If not: found, expected.

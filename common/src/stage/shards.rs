@@ -3,9 +3,12 @@
 //! | tensor in `tokens-NNNNN.safetensors` | type | shape | |
 //! |---|---|---|---|
 //! | `tokens` | u32 | [n] | documents one after another, each ended by EOS; metadata `tokenizer`: its digest |
+//!
+//! A teacher's answers to them, if there are any, lie beside them ([`super::answers`]).
 
 use std::path::Path;
 
+use super::answers::Answered;
 use super::record::{Kind, Stage};
 use crate::data::order::Windows;
 use crate::error::{Error, Result};
@@ -60,24 +63,53 @@ impl<'a> ShardWriter<'a> {
 /// An open `shards/`.
 pub struct Shards {
     pub stage: Stage,
+    /// What a teacher said of them.
+    pub answers: Option<Answered>,
     tokens: Vec<Tensor>,
     tokenizer: String,
+}
+
+/// The tokens of a file, and the digest of their tokenizer.
+pub fn read_tokens(path: &Path) -> Result<(Tensor, String)> {
+    let file = TensorFile::open(path)?;
+    let tokenizer = file.metadata("tokenizer").unwrap_or_default().to_string();
+    let len = file.get("tokens").map_or(0, |t| t.len());
+    Ok((file.expect("tokens", Dtype::U32, &[len])?, tokenizer))
+}
+
+/// Tokens from..from+len; one that is past the vocabulary is an error. `name` is what messages name.
+pub fn window(tokens: &Tensor, name: &Path, from: usize, len: usize, vocab: usize) -> Result<Vec<u32>> {
+    let bytes = &tokens.bytes()[from * 4..(from + len) * 4];
+    let found: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    match found.iter().position(|t| *t as usize >= vocab) {
+        None => Ok(found),
+        Some(at) => Err(Error::input(
+            name,
+            format!("token {} at position {}", found[at], from + at),
+            format!("ids below the vocabulary's {vocab}"),
+            "make the shards again with the model's own tokenizer",
+        )),
+    }
 }
 
 impl Shards {
     pub fn open(dir: &Path) -> Result<Shards> {
         let stage = Stage::open(dir, &[Kind::Shards])?;
-        let mut tokens = Vec::new();
-        let mut digests = Vec::new();
-        for name in stage.record.files.keys() {
-            let file = TensorFile::open(&dir.join(name))?;
-            digests.push(file.metadata("tokenizer").unwrap_or_default().to_string());
-            let len = file.get("tokens").map_or(0, |t| t.len());
-            tokens.push(file.expect("tokens", Dtype::U32, &[len])?);
-        }
+        let names: Vec<&String> = stage.record.files.keys().filter(|name| name.starts_with("tokens")).collect();
+        let (tokens, mut digests): (Vec<_>, Vec<_>) =
+            names.iter().map(|name| read_tokens(&dir.join(name))).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let answers = match names.len() < stage.record.files.len() {
+            true => {
+                Some(Answered::open(dir, names.iter().map(|name| name.as_str()).zip(tokens.iter().map(Tensor::len)))?)
+            }
+            false => None,
+        };
         digests.dedup();
         match digests.as_slice() {
-            [tokenizer] => Ok(Shards { stage, tokens, tokenizer: tokenizer.clone() }),
+            [tokenizer] => {
+                let tokenizer = tokenizer.clone();
+                Ok(Shards { stage, answers, tokens, tokenizer })
+            }
             found => Err(Error::input(
                 dir,
                 format!("shards of {} tokenizers", found.len()),
@@ -105,10 +137,11 @@ impl Shards {
         self.tokens.iter().map(|t| t.len() as u64).sum()
     }
 
-    /// The windows of `seq` tokens that training draws from.
-    pub fn windows(&self, seq: usize) -> Result<Windows> {
+    /// The windows of `seq` tokens that training draws from: all of them, or only those that have answers of their own.
+    pub fn windows(&self, seq: usize, answered: bool) -> Result<Windows> {
         let lengths = self.tokens.iter().map(|t| t.len()).collect();
-        Windows::new(lengths, seq).ok_or_else(|| {
+        let windows = if answered { Windows::apart(lengths, seq) } else { Windows::new(lengths, seq) };
+        windows.ok_or_else(|| {
             Error::input(
                 &self.stage.dir,
                 format!("{} tokens", self.total()),
@@ -120,16 +153,6 @@ impl Shards {
 
     /// Tokens from..from+len of a shard; one that is past the vocabulary is an error.
     pub fn read(&self, shard: usize, from: usize, len: usize, vocab: usize) -> Result<Vec<u32>> {
-        let bytes = &self.tokens[shard].bytes()[from * 4..(from + len) * 4];
-        let tokens: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        match tokens.iter().position(|t| *t as usize >= vocab) {
-            None => Ok(tokens),
-            Some(at) => Err(Error::input(
-                &self.stage.dir,
-                format!("token {} at position {} of shard {shard}", tokens[at], from + at),
-                format!("ids below the vocabulary's {vocab}"),
-                "make the shards again with the model's own tokenizer",
-            )),
-        }
+        window(&self.tokens[shard], &self.stage.dir, from, len, vocab)
     }
 }

@@ -56,6 +56,8 @@ mod tests {
         let m = |step| StepMetrics {
             step,
             loss: 3.0 - step as f64 / 50.0,
+            kl: None,
+            ce: None,
             grad_norm: 1.0,
             lr_ab: 1e-3,
             lr_scale: 1e-5,

@@ -9,12 +9,17 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::format::atomic::write_file;
 
-/// One step: its mean next-token loss before the update, in nats.
+/// One step: its loss before the update, in nats.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// From 1.
     pub step: u64,
     pub loss: f64,
+    /// With a teacher, the means of both terms over tokens.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kl: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ce: Option<f64>,
     /// Global norm before clipping.
     pub grad_norm: f64,
     pub lr_ab: f64,

@@ -2,10 +2,13 @@
 
 use serde::Serialize;
 
+use crate::compute::answers::Layout;
 use crate::compute::backend::{Backend, Extent};
+use crate::error::Result;
 use crate::model::Config;
 use crate::model::ledger::Activations;
-use crate::model::names;
+use crate::model::weights::{HostBlock, Source};
+use crate::model::{names, teacher};
 use crate::quant::{Phi, Scheme};
 
 use super::recipe::Recipe;
@@ -27,6 +30,73 @@ pub struct Holding<'a> {
     /// Bytes of embedding, norms and head as stored.
     pub float_bytes: u64,
     pub recipe: &'a Recipe,
+    pub taught: Option<HeldTeacher>,
+}
+
+/// What decides the memory of a teacher.
+pub enum HeldTeacher {
+    Live {
+        config: Box<Config>,
+        /// Bytes of its linears that are held at a time, and of what else it has, as stored.
+        blocks: u64,
+        floats: u64,
+    },
+    /// Stored ones.
+    Answers(Layout),
+}
+
+impl HeldTeacher {
+    pub fn of(source: &dyn Source) -> Result<HeldTeacher> {
+        let config = source.config().clone();
+        let block = HostBlock::read(source, 0)?;
+        // Blocks that are made, not mapped, stay.
+        let at_once = if block.is_mapped() { 1 } else { config.layers as u64 };
+        Ok(HeldTeacher::Live {
+            blocks: at_once * block.bytes() as u64,
+            floats: float_bytes(source)?,
+            config: Box::new(config),
+        })
+    }
+
+    fn rows(&self, backend_bytes: impl Fn(&Config) -> usize, recipe: &Recipe) -> Vec<Held> {
+        let tokens = format!("{} × {} × {} tokens", recipe.accum, recipe.batch, recipe.seq);
+        match self {
+            HeldTeacher::Live { config, blocks, floats } => {
+                let stream = 4 * recipe.accum * recipe.batch * recipe.seq * config.d;
+                let detail = format!("what is read of it at a time, of {} blocks; embedding and head", config.layers);
+                let states = format!("residual streams of {tokens}, activations of one block");
+                vec![
+                    Held { what: "teacher", detail, bytes: blocks + floats },
+                    Held { what: "its states", detail: states, bytes: (stream + backend_bytes(config)) as u64 },
+                ]
+            }
+            HeldTeacher::Answers(layout) => {
+                let bytes = layout.bytes() as u64 * (recipe.accum * recipe.batch * recipe.seq) as u64;
+                vec![Held { what: "answers", detail: format!("stored ones to {tokens}"), bytes }]
+            }
+        }
+    }
+
+    /// Whether the logits of another model, or as many log-probabilities, exist beside the model's own.
+    fn whole(&self) -> bool {
+        match self {
+            HeldTeacher::Live { .. } => true,
+            HeldTeacher::Answers(layout) => layout.whole(),
+        }
+    }
+
+    fn answer(&self) -> Option<Layout> {
+        match self {
+            HeldTeacher::Live { .. } => None,
+            HeldTeacher::Answers(layout) => Some(*layout),
+        }
+    }
+}
+
+/// Bytes of embedding, norms and head as stored.
+pub fn float_bytes(source: &dyn Source) -> Result<u64> {
+    let floats = names::floats(source.config());
+    floats.iter().map(|(name, shape)| Ok(source.float(name, shape)?.bytes().len() as u64)).sum()
 }
 
 pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
@@ -69,7 +139,12 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
         heads: c.attention_heads(),
         rows,
         tokens: h.recipe.seq,
+        heads_at_once: 1 + usize::from(h.taught.as_ref().is_some_and(HeldTeacher::whole)),
+        answer: h.taught.as_ref().and_then(HeldTeacher::answer),
     };
+    if let Some(taught) = &h.taught {
+        held.extend(taught.rows(|c| teacher::lengths(c, rows).block_bytes::<B>(), h.recipe));
+    }
     for (what, detail, bytes) in B::scratch(&extent) {
         held.push(Held { what, detail, bytes });
     }

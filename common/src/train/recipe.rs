@@ -40,6 +40,62 @@ impl FromStr for Schedule {
     }
 }
 
+/// How the two terms of the loss are brought to one size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossNorm {
+    /// Both are means over tokens.
+    #[default]
+    Token,
+    /// INT2.1's (arXiv 2306.08162): the divergence is summed over the positions of a sequence, the cross entropy is a mean
+    /// over tokens.
+    Paper,
+}
+
+impl FromStr for LossNorm {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<LossNorm> {
+        match word {
+            "token" => Ok(LossNorm::Token),
+            "paper" => Ok(LossNorm::Paper),
+            _ => Err(Error::usage(format!("loss norm {word:?} is not known"), "choose token or paper")),
+        }
+    }
+}
+
+/// What is minimised: ce·CE(next token) + kl·KL(teacher ‖ model). Cross entropy alone is not recorded, as before there was
+/// a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Objective {
+    pub kl_weight: f64,
+    pub ce_weight: f64,
+    pub loss_norm: LossNorm,
+}
+
+impl Default for Objective {
+    fn default() -> Objective {
+        Objective { kl_weight: 0.0, ce_weight: 1.0, loss_norm: LossNorm::Token }
+    }
+}
+
+impl Objective {
+    fn is_default(&self) -> bool {
+        *self == Objective::default()
+    }
+
+    pub fn taught(&self) -> bool {
+        self.kl_weight > 0.0
+    }
+
+    /// Weights of the cross entropy and of the divergence of a token, in sequences of `seq` tokens.
+    pub fn weights(&self, seq: usize) -> (f64, f64) {
+        // The last token of a sequence predicts nothing.
+        let positions = if self.loss_norm == LossNorm::Paper { (seq - 1) as f64 } else { 1.0 };
+        (self.ce_weight, self.kl_weight * positions)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
     /// Length of the schedule.
@@ -60,6 +116,8 @@ pub struct Recipe {
     /// Largest global gradient norm; 0 is no clipping.
     pub clip: f64,
     pub seed: u64,
+    #[serde(default, skip_serializing_if = "Objective::is_default")]
+    pub objective: Objective,
 }
 
 impl Default for Recipe {
@@ -75,6 +133,7 @@ impl Default for Recipe {
             schedule: Schedule::Linear,
             clip: 1.0,
             seed: 0,
+            objective: Objective::default(),
         }
     }
 }
@@ -103,6 +162,13 @@ impl Recipe {
         if rates.iter().any(|r| !r.is_finite() || *r < 0.0) {
             return bad("--lr-ab, --lr-scale and --clip must be finite and not negative", "give numbers such as 1e-3");
         }
+        let weights = [self.objective.kl_weight, self.objective.ce_weight];
+        if weights.iter().any(|w| !(0.0..=1e9).contains(w)) || weights.iter().all(|w| *w == 0.0) {
+            return bad(
+                "--kl-weight and --ce-weight must be 0 to 1e9, and not both 0",
+                "give --kl-weight 1 --ce-weight 0",
+            );
+        }
         Ok(())
     }
 
@@ -127,8 +193,12 @@ impl Recipe {
 
     /// The first value in which the two differ, as flags: this one's, the other's.
     pub fn difference(&self, other: &Recipe) -> Option<(String, String)> {
-        let fields = |r: &Recipe| match serde_json::to_value(r) {
-            Ok(serde_json::Value::Object(fields)) => fields,
+        let fields = |r: &Recipe| match (serde_json::to_value(r), serde_json::to_value(r.objective)) {
+            (Ok(serde_json::Value::Object(mut fields)), Ok(serde_json::Value::Object(objective))) => {
+                fields.remove("objective");
+                fields.extend(objective);
+                fields
+            }
             _ => unreachable!("a recipe is a plain JSON object"),
         };
         let (own, other) = (fields(self), fields(other));
@@ -155,6 +225,7 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::safetensors::TensorFile;
 
     /// Points of the schedules by their definition: warm-up reaches 1 at its last step, the end is near 0.
     #[test]
@@ -169,5 +240,35 @@ mod tests {
         }
         let constant = Recipe { schedule: Schedule::Constant, warmup: 0.0, ..linear };
         assert!((0..100).all(|t| constant.rate_factor(t) == 1.0));
+    }
+
+    /// PyTorch's sum of both terms as INT2.1 weighs them (tests/data/make_distillation.py).
+    #[test]
+    fn the_papers_weighting() {
+        let file = format!("{}/../tests/data/distillation.safetensors", env!("CARGO_MANIFEST_DIR"));
+        let file = TensorFile::open(Path::new(&file)).unwrap();
+        let read = |name: &str| file.get(name).unwrap().to_f32().into_iter().map(f64::from).collect::<Vec<_>>();
+        let (given, terms, expected) = (read("paper.weights"), read("paper.terms"), read("paper.loss")[0]);
+        let objective = Objective { kl_weight: given[0], ce_weight: given[1], loss_norm: LossNorm::Paper };
+        // Every position of the script's sequences is predicted.
+        let (ce, kl) = objective.weights(given[2] as usize + 1);
+        let found = kl * terms[0] + ce * terms[1];
+        assert!((found / expected - 1.0).abs() < 1e-6, "{found} {expected}");
+    }
+
+    /// What was written before there was a choice is read, and what needs none is written as it was.
+    #[test]
+    fn cross_entropy_is_recorded_as_before() {
+        let plain = serde_json::to_value(Recipe::default()).unwrap();
+        assert!(plain.get("objective").is_none(), "{plain}");
+        let fields = plain.as_object().unwrap();
+        assert_eq!(Recipe::from_arguments(Path::new("x"), fields).unwrap(), Recipe::default());
+        let objective = Objective { kl_weight: 1.0, ce_weight: 0.5, loss_norm: LossNorm::Paper };
+        let taught = Recipe { objective, ..Recipe::default() };
+        let recorded = serde_json::to_value(&taught).unwrap();
+        let read = Recipe::from_arguments(Path::new("x"), recorded.as_object().unwrap()).unwrap();
+        assert_eq!(read, taught);
+        let (own, other) = Recipe::default().difference(&taught).unwrap();
+        assert_eq!((own.as_str(), other.as_str()), ("--kl-weight 0.0", "--kl-weight 1.0"));
     }
 }

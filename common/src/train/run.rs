@@ -6,20 +6,33 @@ use super::metrics::{MetricsFile, StepMetrics};
 use super::optimizer::{self, Moments};
 use super::recipe::Recipe;
 use super::resume::Saves;
-use crate::compute::backend::Backend;
+use crate::compute::answers::Answers;
+use crate::compute::backend::{Backend, Loss, Teaching};
 use crate::data::order::Windows;
 use crate::error::{Error, Result};
 use crate::format::atomic::PartDir;
+use crate::model::backward::Terms;
 use crate::model::forward::Batch;
 use crate::model::ledger::{Activations, Pass};
+use crate::model::teacher::Teacher;
 use crate::model::weights::Model;
+use crate::stage::answers::Answered;
 use crate::stage::shards::Shards;
+
+/// Where the divergence is measured from.
+pub enum Taught<'a, B: Backend> {
+    Not,
+    By(Box<Teacher<B>>),
+    /// By what a teacher said of the shards before.
+    ByAnswers(&'a Answered),
+}
 
 /// A run: what it trains, on what, how far.
 pub struct Run<'a, B: Backend> {
     pub backend: &'a B,
     pub recipe: &'a Recipe,
     pub shards: &'a Shards,
+    pub taught: Taught<'a, B>,
     pub part: &'a PartDir,
     pub saves: &'a Saves<'a>,
     /// Steps between saves; 0 saves only when stopped.
@@ -46,16 +59,20 @@ impl<B: Backend> Run<'_, B> {
         let rows = self.recipe.batch * self.recipe.seq;
         let mut acts = Activations::lengths(&model.config, rows, true).allocate(self.backend)?;
         let mut grads = model.params.zeros_like(self.backend)?;
-        let windows = self.shards.windows(self.recipe.seq)?;
+        let windows = self.shards.windows(self.recipe.seq, matches!(self.taught, Taught::ByAnswers(_)))?;
         for t in from..self.until {
             let begun = Instant::now();
-            let loss = self.gradients(model, t, &windows, &mut acts, &mut grads)?;
+            let terms = self.gradients(model, t, &windows, &mut acts, &mut grads)?;
+            let (ce, kl) = self.recipe.objective.weights(self.recipe.seq);
+            let loss = ce * terms.ce + kl * terms.kl;
             let norm = self.check_finite(model, t, loss, &grads)?;
             optimizer::step(self.backend, self.recipe, t, norm, &mut model.params, &grads, moments);
             let factor = self.recipe.rate_factor(t);
             let m = StepMetrics {
                 step: t + 1,
                 loss,
+                kl: self.recipe.objective.taught().then_some(terms.kl),
+                ce: self.recipe.objective.taught().then_some(terms.ce),
                 grad_norm: norm,
                 lr_ab: self.recipe.lr_ab * factor,
                 lr_scale: self.recipe.lr_scale * factor,
@@ -80,31 +97,60 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
-    /// Gradients of step `t` over all its micro-batches; returns the mean loss.
+    /// Gradients of step `t` over all its micro-batches; returns the means of both terms over tokens.
     fn gradients(
-        &self,
+        &mut self,
         model: &Model<B>,
         t: u64,
         windows: &Windows,
         acts: &mut Pass<B>,
         grads: &mut [B::Buffer],
-    ) -> Result<f64> {
-        let r = self.recipe;
+    ) -> Result<Terms> {
+        let (b, r) = (self.backend, self.recipe);
         for g in grads.iter_mut() {
-            self.backend.fill_zero(g);
+            b.fill_zero(g);
+        }
+        let places: Vec<(usize, usize)> = (0..r.batch * r.accum).map(|i| windows.sample(r.seed, t, i as u64)).collect();
+        let micro_batches: Vec<&[(usize, usize)]> = places.chunks(r.batch).collect();
+        let read = |places: &[(usize, usize)]| {
+            let samples = places.iter().map(|(shard, at)| self.shards.read(*shard, *at, r.seq, model.config.vocab));
+            let samples = samples.collect::<Result<Vec<_>>>()?;
+            Ok(Batch::next_token(samples.iter().map(|s| s.as_slice())))
+        };
+        let batches = micro_batches.iter().map(|places| read(places)).collect::<Result<Vec<_>>>()?;
+        if let Taught::By(teacher) = &mut self.taught {
+            teacher.read(b, &batches)?;
         }
         let predictions = r.batch * r.accum * (r.seq - 1);
-        let mut loss = 0.0;
-        for micro in 0..r.accum {
-            let samples = (0..r.batch).map(|i| {
-                let (shard, offset) = windows.sample(r.seed, t, (micro * r.batch + i) as u64);
-                self.shards.read(shard, offset, r.seq, model.config.vocab)
-            });
-            let samples = samples.collect::<Result<Vec<_>>>()?;
-            let batch = Batch::next_token(samples.iter().map(|s| s.as_slice()));
-            loss += model.loss_and_gradients(self.backend, &batch, 1.0 / predictions as f32, acts, grads)?;
+        let scale = 1.0 / predictions as f32;
+        let (ce, kl) = r.objective.weights(r.seq);
+        let (ce, kl) = (ce as f32, kl as f32);
+        let mut sum = Terms::default();
+        for (i, (batch, places)) in batches.iter().zip(micro_batches).enumerate() {
+            let terms = match &mut self.taught {
+                Taught::Not => {
+                    let loss = Loss { ce, kl: 0.0, teacher: None };
+                    model.loss_and_gradients(b, batch, &loss, scale, acts, grads)?
+                }
+                Taught::By(teacher) => {
+                    teacher.finish(b, i, batch.rows());
+                    let weight = teacher.weight();
+                    let loss = Loss { ce, kl, teacher: Some(Teaching::Live(teacher.head(&weight))) };
+                    model.loss_and_gradients(b, batch, &loss, scale, acts, grads)?
+                }
+                Taught::ByAnswers(all) => {
+                    let rows = places.iter().flat_map(|(shard, at)| all.window(*shard, *at)).collect();
+                    let answers = Answers { layout: all.layout, rows };
+                    let loss = Loss { ce, kl, teacher: Some(Teaching::Stored(answers)) };
+                    model.loss_and_gradients(b, batch, &loss, scale, acts, grads)?
+                }
+            };
+            sum = Terms { ce: sum.ce + terms.ce, kl: sum.kl + terms.kl };
         }
-        Ok(loss / predictions as f64)
+        if let Taught::ByAnswers(all) = &self.taught {
+            all.forget();
+        }
+        Ok(Terms { ce: sum.ce / predictions as f64, kl: sum.kl / predictions as f64 })
     }
 
     fn check_finite(&self, model: &Model<B>, t: u64, loss: f64, grads: &[B::Buffer]) -> Result<f64> {

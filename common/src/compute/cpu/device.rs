@@ -1,6 +1,7 @@
 //! The CPU as a [`Backend`]: activations in f32 or bf16, all else in f32.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::aligned::Aligned;
 use super::attention::{Attention, AttentionSaved, attention_backward, attention_forward, thread_bytes};
@@ -8,8 +9,10 @@ use super::element::Element;
 use super::linear::Workspace;
 use super::product::kernel_name;
 use super::rope::RopeTable;
-use super::{adamw, elementwise, embedding, head, linear, made, rmsnorm, rope};
-use crate::compute::backend::{AdamStep, Backend, Branch, Extent, Head, Heads, Output, TokenScore, Weight};
+use super::{adamw, divergence, elementwise, embedding, head, linear, made, rmsnorm, rope};
+use crate::compute::backend::{
+    AdamStep, Backend, Branch, Extent, Head, Heads, Loss, Output, RowLoss, Teaching, TokenScore, Weight,
+};
 use crate::error::Result;
 use crate::format::tensor::Tensor;
 
@@ -54,14 +57,18 @@ impl<E: Element> Backend for Cpu<E> {
     }
 
     fn scratch(of: &Extent) -> Vec<(&'static str, String, u64)> {
-        let chunk = head::chunk_of(of.rows, of.vocab);
+        let chunk = head::chunk_of(of.rows, of.vocab, of.heads_at_once);
         let (operands, threads) = linear::scratch::<E>(of, chunk);
         let segments = [0, of.tokens];
         let attention = rayon::current_num_threads() * thread_bytes::<E>(&shape(of.heads, &segments), of.tokens);
         vec![
             ("workspace", "packed operands of a product, partial sums of dB".into(), operands as u64),
             ("threads", "panels of weights, tiles, scores of attention".into(), (threads + attention) as u64),
-            ("logits", format!("of {chunk} rows"), (4 * chunk * head::row_stride(of.vocab)) as u64),
+            (
+                "logits",
+                format!("of {chunk} rows{}", if of.heads_at_once > 1 { ", the teacher's too" } else { "" }),
+                (of.heads_at_once * 4 * chunk * head::row_stride(of.vocab)) as u64,
+            ),
             ("program", "code, libraries, names and tables".into(), PROGRAM_BYTES),
         ]
     }
@@ -246,11 +253,23 @@ impl<E: Element> Backend for Cpu<E> {
         &self,
         head: Head<Self>,
         targets: &[u32],
+        loss: &Loss<Self>,
         grad_scale: f32,
         dhidden: Option<&mut Aligned<f32>>,
-        losses: &mut [f32],
+        losses: &mut [RowLoss],
     ) -> Result<()> {
-        head::loss(&self.workspace, head.logits(), targets, grad_scale, dhidden.map(|d| &mut d[..]), losses);
+        let teacher = match &loss.teacher {
+            None => None,
+            Some(Teaching::Live(teacher)) => Some(head::Teacher::Live(teacher.logits())),
+            Some(Teaching::Stored(answers)) => Some(head::Teacher::Stored(answers)),
+        };
+        let by = divergence::Weights { ce: loss.ce, kl: loss.kl, scale: grad_scale };
+        head::loss(&self.workspace, head.logits(), teacher, targets, by, dhidden.map(|d| &mut d[..]), losses);
+        Ok(())
+    }
+
+    fn head_logits(&self, head: Head<Self>, rows: Range<usize>, logits: &mut [f32]) -> Result<()> {
+        head::logits(&self.workspace, head.logits(), rows, logits);
         Ok(())
     }
 

@@ -1,25 +1,30 @@
 //! The head: logits and loss in chunks of rows, never whole.
 
+use std::ops::Range;
+
+use super::divergence::{self, Weights};
 use super::element::Element;
 use super::linear::Workspace;
 use super::loss;
 use super::made::FloatRows;
 use super::product::{Lines, Made, ToF32};
-use crate::compute::backend::{NO_TARGET, TokenScore};
+use crate::compute::answers::Answers;
+use crate::compute::backend::{NO_TARGET, RowLoss, TokenScore};
 use crate::format::tensor::Tensor;
+use rayon::prelude::*;
 
 /// Bytes of the logits that exist at a time: the weight is packed again for each chunk of rows.
 pub const LOGITS_BYTES: usize = 100 << 20;
 
-/// Most rows whose logits exist at a time, whole panels where there are so many.
-fn chunk_rows(vocab: usize) -> usize {
-    let rows = (LOGITS_BYTES / (4 * row_stride(vocab))).clamp(1, 1024);
+/// Most rows whose logits exist at a time, of so many models, whole panels where there are so many.
+fn chunk_rows(vocab: usize, models: usize) -> usize {
+    let rows = (LOGITS_BYTES / models / (4 * row_stride(vocab))).clamp(1, 1024);
     if rows < PANEL { rows } else { rows / PANEL * PANEL }
 }
 
 /// Rows of a chunk, if all `rows` are shared out evenly.
-pub fn chunk_of(rows: usize, vocab: usize) -> usize {
-    let most = chunk_rows(vocab);
+pub fn chunk_of(rows: usize, vocab: usize, models: usize) -> usize {
+    let most = chunk_rows(vocab, models);
     rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(PANEL).min(most).min(rows)
 }
 
@@ -73,30 +78,91 @@ impl<E: Element> Logits<'_, E> {
     }
 }
 
-/// Losses of the rows, and dhidden = grad_scale·d(Σ losses)/d(hidden) if wanted.
+/// Where the distribution comes from that a model is taught.
+pub enum Teacher<'a, E> {
+    Live(Logits<'a, E>),
+    Stored(&'a Answers<'a>),
+}
+
+impl<E: Element> Teacher<'_, E> {
+    /// A distribution over the whole vocabulary takes the place of another model's logits.
+    fn whole(&self) -> bool {
+        match self {
+            Teacher::Live(_) => true,
+            Teacher::Stored(answers) => answers.layout.whole(),
+        }
+    }
+
+    /// Logits, or log-probabilities, of rows from..from+rows.
+    fn chunk(&self, ws: &Workspace, from: usize, rows: usize, stride: usize, out: &mut [f32]) {
+        match self {
+            Teacher::Live(of) => of.chunk(ws, from, rows, stride, out),
+            Teacher::Stored(answers) => {
+                let records = answers.rows[from..from + rows].par_iter().zip(out.par_chunks_exact_mut(stride));
+                records.for_each(|(record, out)| answers.layout.read_whole(record, &mut out[..answers.layout.vocab]));
+            }
+        }
+    }
+}
+
+/// Losses of the rows, and dhidden = scale·d(Σ ce·CE + kl·KL)/d(hidden) if wanted.
 pub fn loss<E: Element>(
     ws: &Workspace,
     l: Logits<E>,
+    teacher: Option<Teacher<E>>,
     targets: &[u32],
-    grad_scale: f32,
+    by: Weights,
     mut dhidden: Option<&mut [f32]>,
-    losses: &mut [f32],
+    losses: &mut [RowLoss],
 ) {
     let (v, d) = (l.vocab, l.d);
-    let (step, stride) = (chunk_of(targets.len(), v), row_stride(v));
+    let whole = teacher.as_ref().is_some_and(Teacher::whole);
+    let (step, stride) = (chunk_of(targets.len(), v, 1 + usize::from(whole)), row_stride(v));
     let mut held = ws.logits();
-    let logits = held[0].take::<f32>(step * stride);
+    let [logits, other] = &mut *held;
+    let logits = logits.take::<f32>(step * stride);
+    let other = other.take::<f32>(if whole { step * stride } else { 0 });
     for from in (0..targets.len()).step_by(step.max(1)) {
         let rows = step.min(targets.len() - from);
         let logits = &mut logits[..rows * stride];
         l.chunk(ws, from, rows, stride, logits);
         let (targets, losses) = (&targets[from..from + rows], &mut losses[from..from + rows]);
-        loss::cross_entropy::<E>(logits, (v, stride), targets, losses, grad_scale);
+        match &teacher {
+            None => cross_entropy::<E>(logits, (v, stride), targets, by, losses),
+            Some(Teacher::Stored(answers)) if !whole => {
+                let records = (answers.layout, &answers.rows[from..from + rows]);
+                divergence::against_largest::<E>(logits, records, stride, targets, by, losses);
+            }
+            Some(teacher) => {
+                let other = &mut other[..rows * stride];
+                teacher.chunk(ws, from, rows, stride, other);
+                divergence::against_logits::<E>(logits, other, (v, stride), targets, by, losses);
+            }
+        }
         if let Some(dhidden) = dhidden.as_deref_mut() {
             let (dlogits, stride) = (bytemuck::cast_slice(logits), stride * size_of::<f32>() / size_of::<E>());
             l.backward(ws, dlogits, rows, stride, &mut dhidden[from * d..(from + rows) * d]);
         }
     }
+}
+
+fn cross_entropy<E: Element>(
+    logits: &mut [f32],
+    shape: (usize, usize),
+    targets: &[u32],
+    by: Weights,
+    losses: &mut [RowLoss],
+) {
+    let mut ce = vec![0.0; targets.len()];
+    loss::cross_entropy::<E>(logits, shape, targets, &mut ce, by.ce * by.scale);
+    for (loss, ce) in losses.iter_mut().zip(ce) {
+        *loss = RowLoss { ce, kl: 0.0 };
+    }
+}
+
+/// Logits of some rows, [_, v].
+pub fn logits<E: Element>(ws: &Workspace, l: Logits<E>, rows: Range<usize>, out: &mut [f32]) {
+    l.chunk(ws, rows.start, rows.len(), l.vocab, out);
 }
 
 /// What evaluation wants of each row that has a target; with a reference, its divergence too.
@@ -136,7 +202,7 @@ fn scores_of_all<E: Element>(
         return;
     }
     let v = l.vocab;
-    let step = chunk_of(targets.len(), v);
+    let step = chunk_of(targets.len(), v, 1);
     let mut held = ws.logits();
     let [logits, other] = &mut *held;
     let logits = logits.take::<f32>(step * v);
@@ -169,6 +235,7 @@ fn scores_of_all<E: Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::answers::Layout;
     use crate::compute::cpu::testing::random;
     use crate::format::tensor::Dtype;
     use half::bf16;
@@ -188,48 +255,92 @@ mod tests {
         (0..V).max_by(|a, b| log_p[*a].total_cmp(&log_p[*b])).unwrap() as u32
     }
 
-    /// Loss and dhidden by their definition in f64, for a vocabulary that fills no line. A stored value is rounded by `unit`
-    /// at most.
-    fn loss_by_definition<E: Element>(dtype: Dtype, unit: f64) {
-        let (rows, vocab, grad_scale) = (40, 70, 0.5);
+    /// Where the test's teacher comes from.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Taught {
+        Not,
+        Live,
+        Stored(usize),
+    }
+
+    /// The teacher's distribution of a row; within the rest of stored answers as the model's own.
+    fn taught(by: Taught, theirs: &[f64], own: &[f64]) -> Vec<f64> {
+        let mut order: Vec<usize> = (0..own.len()).collect();
+        order.sort_by(|a, b| theirs[*b].total_cmp(&theirs[*a]));
+        let kept = if let Taught::Stored(top) = by { top } else { own.len() };
+        let sum = |of: &[f64], ids: &[usize]| ids.iter().map(|id| of[*id].exp()).sum::<f64>();
+        let factor = sum(theirs, &order[kept..]) / sum(own, &order[kept..]);
+        let mut p: Vec<f64> = own.iter().map(|p| p.exp() * factor).collect();
+        order[..kept].iter().for_each(|id| p[*id] = theirs[*id].exp());
+        p
+    }
+
+    /// Loss and dhidden by their definition in f64, for a vocabulary that fills no line and more rows than a chunk. A stored
+    /// value is rounded by `unit` at most.
+    fn loss_by_definition<E: Element>(dtype: Dtype, unit: f64, by: Taught) {
+        let (rows, vocab) = (2 * chunk_rows(70, 2) + 40, 70);
+        let weights = Weights { ce: 0.25, kl: 0.75, scale: 0.5 };
         let narrow = |x: Vec<f32>| x.into_iter().map(E::from_f32).collect::<Vec<E>>();
         let wide = |x: &[E]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
         let (hidden, w) = (narrow(random(5, rows * D)), narrow(random(6, vocab * D)));
-        let (exact_hidden, exact_w) = (wide(&hidden), wide(&w));
-        let weight = Tensor::from_f32(&exact_w, dtype, vec![vocab, D]);
-        let targets: Vec<u32> = (0..rows).map(|i| if i % 5 == 0 { NO_TARGET } else { i as u32 }).collect();
-        let l = Logits { hidden: &hidden, weight: &weight, vocab, d: D };
-        let (mut losses, mut dhidden) = (vec![7.0; rows], vec![7.0; rows * D]);
-        loss(&Workspace::default(), l, &targets, grad_scale, Some(&mut dhidden), &mut losses);
+        let (other, w_other) = (narrow(random(7, rows * D)), narrow(random(8, vocab * D)));
+        let tensor = |w: &[E]| Tensor::from_f32(&wide(w), dtype, vec![vocab, D]);
+        let (weight, weight_other) = (tensor(&w), tensor(&w_other));
+        let targets: Vec<u32> = (0..rows).map(|i| if i % 5 == 0 { NO_TARGET } else { (i % vocab) as u32 }).collect();
+        let own = Logits { hidden: &hidden, weight: &weight, vocab, d: D };
+        let theirs = Logits { hidden: &other, weight: &weight_other, vocab, d: D };
+        let layout = Layout { vocab, top: if let Taught::Stored(top) = by { top } else { 1 } };
+        let (mut all, mut records) = (vec![0.0; rows * vocab], vec![0; rows * layout.bytes()]);
+        logits(&Workspace::default(), theirs, 0..rows, &mut all);
+        layout.write(&all, &mut records);
+        let answers = Answers { layout, rows: records.chunks(layout.bytes()).collect() };
+        let teacher = match by {
+            Taught::Not => None,
+            Taught::Live => Some(Teacher::Live(theirs)),
+            Taught::Stored(_) => Some(Teacher::Stored(&answers)),
+        };
+        let (mut losses, mut dhidden) = (vec![RowLoss { ce: 7.0, kl: 7.0 }; rows], vec![7.0; rows * D]);
+        loss(&Workspace::default(), own, teacher, &targets, weights, Some(&mut dhidden), &mut losses);
+        let (ce, kl) = (f64::from(weights.ce), if by == Taught::Not { 0.0 } else { f64::from(weights.kl) });
+        // Stored log-probabilities have 11 bits.
+        let stored = if matches!(by, Taught::Stored(_)) { 4e-3 } else { 0.0 };
         for (row, target) in targets.iter().enumerate() {
-            let log_p = log_softmax(&exact_hidden[row * D..(row + 1) * D], &exact_w);
-            let target = (*target != NO_TARGET).then_some(*target as usize);
-            let exact = target.map_or(0.0, |target| -log_p[target]);
-            assert!((f64::from(losses[row]) - exact).abs() < 1e-5, "row {row}");
+            let place = row * D..(row + 1) * D;
+            let log_p = log_softmax(&wide(&hidden[place.clone()]), &wide(&w));
+            let t = taught(by, &log_softmax(&wide(&other[place.clone()]), &wide(&w_other)), &log_p);
+            let (has, target) = (*target != NO_TARGET, *target as usize);
+            let exact_ce = if has { -log_p[target] } else { 0.0 };
+            let divergence = || t.iter().zip(&log_p).map(|(t, own)| t * (t.ln() - own)).sum::<f64>();
+            let exact_kl = if has && by != Taught::Not { divergence() } else { 0.0 };
+            assert!((f64::from(losses[row].ce) - exact_ce).abs() < 1e-5, "row {row}");
+            let off = (f64::from(losses[row].kl) - exact_kl).abs();
+            assert!(off < 1e-5 + stored * (1.0 + exact_kl), "row {row}: {:?} {exact_kl}", losses[row]);
             for at in 0..D {
                 let terms = (0..vocab).map(|v| {
-                    let p = log_p[v].exp() - if target == Some(v) { 1.0 } else { 0.0 };
-                    let scale = if target.is_some() { f64::from(grad_scale) } else { 0.0 };
-                    scale * p * f64::from(exact_w[v * D + at])
+                    let hit = if target == v { ce } else { 0.0 };
+                    let scale = if has { f64::from(weights.scale) } else { 0.0 };
+                    scale * ((ce + kl) * log_p[v].exp() - kl * t[v] - hit) * f64::from(w[v * D + at].to_f32())
                 });
                 let (exact, size) = terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
-                let error = (f64::from(dhidden[row * D + at]) - exact).abs();
-                assert!(error <= (1e-5 + unit) * size, "row {row}: {error}");
+                let error = (f64::from(dhidden[place.start + at]) - exact).abs();
+                assert!(error <= (1e-5 + unit + stored) * size, "row {row}: {error} of {size}");
             }
         }
     }
 
     #[test]
     fn loss_and_gradient_by_their_definition() {
-        loss_by_definition::<f32>(Dtype::F32, 0.0);
-        loss_by_definition::<bf16>(Dtype::BF16, 1.0 / 256.0);
-        loss_by_definition::<bf16>(Dtype::F32, 1.0 / 256.0);
+        for by in [Taught::Not, Taught::Live, Taught::Stored(9), Taught::Stored(70)] {
+            loss_by_definition::<f32>(Dtype::F32, 0.0, by);
+            loss_by_definition::<bf16>(Dtype::BF16, 1.0 / 256.0, by);
+            loss_by_definition::<bf16>(Dtype::F32, 1.0 / 256.0, by);
+        }
     }
 
     /// Two models with heads of their own, over more rows than a chunk holds.
     #[test]
     fn scores_and_divergence_by_their_definition() {
-        let rows = 2 * chunk_rows(V);
+        let rows = 2 * chunk_rows(V, 1);
         let (hidden, other) = (random(1, rows * D), random(2, rows * D));
         let (w, w_other) = (random(3, V * D), random(4, V * D));
         let (weight, reference) =

@@ -18,6 +18,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod product;
 pub mod loss;
+pub mod divergence;
 pub mod reduce;
 pub mod rmsnorm;
 pub mod rope;

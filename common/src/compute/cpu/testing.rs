@@ -28,7 +28,12 @@ pub fn in_both(x: &[f32]) -> (Vec<bf16>, Vec<f32>) {
 
 /// A tensor of tests/data/ops.safetensors, which tests/data/make_ops.py computes with PyTorch.
 pub fn fixture(name: &str) -> Vec<f32> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/ops.safetensors");
+    fixture_of("ops.safetensors", name)
+}
+
+/// A tensor in f32 of a file in tests/data, each made by the script beside it.
+pub fn fixture_of(file: &str, name: &str) -> Vec<f32> {
+    let path = format!("{}/../tests/data/{file}", env!("CARGO_MANIFEST_DIR"));
     let bytes = std::fs::read(path).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));

@@ -1,7 +1,8 @@
 //! The GPU as a [`Backend`]: activations in bf16, all else in f32. Every op hands its kernels to one stream and returns;
 //! what fails is said where something is read back.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use half::bf16;
 
@@ -17,12 +18,11 @@ use super::scratch::{Scratch, Table};
 use super::weight::stored_kind;
 use super::{attention, cublaslt, head, linear, open, weight};
 use crate::compute::backend::{
-    AdamStep, Backend, Branch, DeviceMemory, Extent, Head, Heads, Output, TokenScore, Weight,
+    AdamStep, Backend, Branch, DeviceMemory, Extent, Head, Heads, Loss, Output, RowLoss, TokenScore, Weight,
 };
 use crate::compute::cpu::rope::RopeTable;
 use crate::error::{Error, Result};
 use crate::format::tensor::Tensor;
-use std::sync::{Mutex, PoisonError};
 
 pub struct Cuda {
     pub(super) gpu: Arc<Gpu>,
@@ -154,16 +154,15 @@ impl Backend for Cuda {
         let workspace = bytes_of::<u8>(linear::workspace_bytes(of.linears, training));
         let factors = widest(&|(n, k)| linear::factors_len(*n, *k, of.rank), of.linears);
         let inner = of.rows * of.linears.iter().map(|(n, _)| *n).max().unwrap_or(0);
+        let answer = of.answer.map_or(0, head::answer_bytes);
+        let chunk = head::Chunk { vocab: of.vocab, d: of.d, models: of.heads_at_once, answer };
+        let logits = bytes_of::<u8>(chunk.bytes(of.rows));
         let tables = 5 * bytes_of::<u32>(of.rows);
         vec![
             ("workspace", "Ŵ of a linear, or dŴ and dZ of a panel".into(), workspace),
             ("operands", "A and B of a linear in bf16".into(), bytes_of::<u8>(factors)),
             ("inner", "a gradient of SwiGLU".into(), bytes_of::<bf16>(inner)),
-            (
-                "logits",
-                format!("of {} rows", head::chunk_of(of.rows, of.vocab)),
-                bytes_of::<u8>(head::bytes(of.rows, of.vocab, of.d)),
-            ),
+            ("logits", format!("of {} rows, and their gradient", chunk.rows(of.rows)), logits),
             ("delta", "Σ out∘dout of rows and heads".into(), bytes_of::<f32>(of.rows * of.heads.heads)),
             ("tables", "of rows, tokens and parameters".into(), tables),
             ("cublaslt", "its workspace".into(), cublaslt::WORKSPACE as u64),
@@ -411,11 +410,16 @@ impl Backend for Cuda {
         &self,
         head: Head<Self>,
         targets: &[u32],
+        loss: &Loss<Self>,
         grad_scale: f32,
         dhidden: Option<&mut Memory<f32>>,
-        losses: &mut [f32],
+        losses: &mut [RowLoss],
     ) -> Result<()> {
-        self.loss(head, targets, grad_scale, dhidden, losses)
+        self.loss(head, targets, loss, grad_scale, dhidden, losses)
+    }
+
+    fn head_logits(&self, head: Head<Self>, rows: Range<usize>, logits: &mut [f32]) -> Result<()> {
+        self.logits(head, rows, logits)
     }
 
     fn head_scores(

@@ -12,7 +12,7 @@ use bytemuck::Pod;
 use cudarc::driver::sys::{CUresult, CUstream};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
 
-use super::memory::Ref;
+use super::memory::{Mut, Ref};
 use crate::error::{Error, Result};
 
 /// Most blocks along y.
@@ -124,6 +124,17 @@ impl Gpu {
         match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(Failure { what, cure }) => Err(Error::device(what, cure)),
             None => Ok(()),
+        }
+    }
+
+    /// Copies from the host: the driver has read the values when this returns, since they are not pinned. The caller's view
+    /// is as long.
+    pub fn write<T: Pod>(&self, to: Mut<T>, values: &[T]) {
+        if !values.is_empty() {
+            // SAFETY: the caller's view is as long.
+            self.work("copying to the GPU", |stream| unsafe {
+                result::memcpy_htod_async(to.address(), values, stream)
+            });
         }
     }
 

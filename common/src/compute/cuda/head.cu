@@ -23,27 +23,134 @@ static __device__ __forceinline__ double exponentials(const float *x, i32 v, flo
     return over_block<Sum>(sum, shared);
 }
 
-// losses = −ln p(target), and, if wanted, dlogits = grad_scale·(p − onehot(target)); both 0 without a target.
+// What a row is trained for: ce·CE(target) + kl·KL(teacher ‖ model), all times scale; `Weights` in head.rs.
+struct Weights {
+    float ce;
+    float kl;
+    float scale;
+};
+
+// Both terms of a row's loss; `RowLoss` in backend.rs.
+struct RowLoss {
+    float ce;
+    float kl;
+};
+
+// A row without a target: no loss, no gradient.
+static __device__ __forceinline__ void nothing(i32 v, bf16 *dlogits, RowLoss *loss) {
+    if (threadIdx.x == 0) *loss = RowLoss{0, 0};
+    for (i32 i = threadIdx.x; dlogits && i < v; i += blockDim.x) dlogits[i] = 0;
+}
+
+// −ln p(target), and, if wanted, dlogits = scale·ce·(p − onehot(target)).
 extern "C" __global__ void cross_entropy(
-    const float *logits, i32 v, const u32 *targets, float grad_scale, bf16 *dlogits, float *losses
+    const float *logits, i32 v, const u32 *targets, Weights by, bf16 *dlogits, RowLoss *losses
 ) {
     __shared__ float maxima[MAX_WARPS];
     __shared__ double sums[MAX_WARPS];
     const i64 row = blockIdx.x;
     const u32 target = targets[row];
     logits += row * v;
-    if (target == NO_TARGET) {
-        if (threadIdx.x == 0) losses[row] = 0;
-        for (i32 i = threadIdx.x; dlogits && i < v; i += blockDim.x) dlogits[row * v + i] = 0;
-        return;
-    }
+    if (dlogits) dlogits += row * v;
+    if (target == NO_TARGET) return nothing(v, dlogits, losses + row);
     const float max = largest(logits, v, maxima);
     const double sum = exponentials(logits, v, max, sums);
-    if (threadIdx.x == 0) losses[row] = (float)(log(sum) + ((double)max - (double)logits[target]));
-    const float factor = (float)((double)grad_scale / sum);
+    if (threadIdx.x == 0) losses[row] = RowLoss{(float)(log(sum) + ((double)max - (double)logits[target])), 0};
+    const float one = by.ce * by.scale, factor = (float)((double)one / sum);
     for (i32 i = threadIdx.x; dlogits && i < v; i += blockDim.x) {
         const float p = factor * expf(logits[i] - max);
-        dlogits[row * v + i] = narrow(i == target ? p - grad_scale : p);
+        dlogits[i] = narrow(i == target ? p - one : p);
+    }
+}
+
+// With a teacher's logits, or log-probabilities, of the same rows:
+// dlogits = scale·(ce·(p − onehot(target)) + kl·(p − p_teacher)).
+extern "C" __global__ void against_logits(
+    const float *logits, const float *teacher, i32 v, const u32 *targets, Weights by, bf16 *dlogits, RowLoss *losses
+) {
+    __shared__ float maxima[MAX_WARPS];
+    __shared__ double sums[MAX_WARPS];
+    const i64 row = blockIdx.x;
+    const u32 target = targets[row];
+    logits += row * v;
+    teacher += row * v;
+    if (dlogits) dlogits += row * v;
+    if (target == NO_TARGET) return nothing(v, dlogits, losses + row);
+    const float most = largest(logits, v, maxima), teachers_most = largest(teacher, v, maxima);
+    const double all = exponentials(logits, v, most, sums), teachers = exponentials(teacher, v, teachers_most, sums);
+    double cross = 0;
+    for (i32 i = threadIdx.x; i < v; i += blockDim.x) {
+        const float less = teacher[i] - teachers_most, a = expf(less);
+        // A probability of 0 counts 0, whatever the model says (0·ln 0 = 0).
+        if (a > 0) cross += (double)(a * (less - (logits[i] - most)));
+    }
+    cross = over_block<Sum>(cross, sums);
+    if (threadIdx.x == 0) {
+        const double ce = log(all) + ((double)most - (double)logits[target]);
+        losses[row] = RowLoss{(float)ce, (float)(cross / teachers + log(all) - log(teachers))};
+    }
+    const float own = (float)((double)((by.ce + by.kl) * by.scale) / all);
+    const float theirs = (float)((double)(by.kl * by.scale) / teachers);
+    for (i32 i = threadIdx.x; dlogits && i < v; i += blockDim.x) {
+        const float x = own * expf(logits[i] - most) - theirs * expf(teacher[i] - teachers_most);
+        dlogits[i] = narrow(i == target ? x - by.ce * by.scale : x);
+    }
+}
+
+// What the rest of a softmax sums up to at least, so that quotients by it stay numbers.
+#define LEAST 1e-30
+
+// With a teacher's `top` largest probabilities [rows, top] (p of an id; ids beyond the vocabulary have p 0 and are passed
+// over) and the mass of the rest [rows]. `less` [rows, top] is for the kernel's own use; logits are spoiled.
+extern "C" __global__ void against_largest(
+    float *logits, const u32 *ids, const float *p, const float *masses, float *less, i32 top, i32 v, const u32 *targets,
+    Weights by, bf16 *dlogits, RowLoss *losses
+) {
+    __shared__ float maxima[MAX_WARPS];
+    __shared__ double sums[MAX_WARPS];
+    const i64 row = blockIdx.x;
+    const u32 target = targets[row];
+    logits += row * v;
+    ids += row * top;
+    p += row * top;
+    less += row * top;
+    if (dlogits) dlogits += row * v;
+    if (target == NO_TARGET) return nothing(v, dlogits, losses + row);
+    const float most = largest(logits, v, maxima), logit = logits[target];
+    // The largest are taken out: what is left sums up to the rest, however little that is.
+    for (i32 i = threadIdx.x; i < top; i += blockDim.x) {
+        if (ids[i] < v) less[i] = logits[ids[i]] - most;
+    }
+    __syncthreads();
+    for (i32 i = threadIdx.x; i < top; i += blockDim.x) {
+        if (ids[i] < v) logits[ids[i]] = -INFINITE;
+    }
+    __syncthreads();
+    const double left = exponentials(logits, v, most, sums), rest = left > LEAST ? left : LEAST;
+    double kept = 0;
+    for (i32 i = threadIdx.x; i < top; i += blockDim.x) kept += ids[i] < v ? (double)expf(less[i]) : 0;
+    const double all = rest + over_block<Sum>(kept, sums), mass = masses[row];
+    double kl = 0;
+    for (i32 i = threadIdx.x; i < top; i += blockDim.x) {
+        if (ids[i] < v && p[i] > 0) kl += (double)p[i] * (log((double)p[i]) - (double)less[i] + log(all));
+    }
+    kl = over_block<Sum>(kl, sums);
+    if (threadIdx.x == 0) {
+        if (mass > 0) kl += mass * (log(mass) - (log(rest) - log(all)));
+        losses[row] = RowLoss{(float)(log(all) + ((double)most - (double)logit)), (float)kl};
+    }
+    if (!dlogits) return;
+    const float own = (float)((double)((by.ce + by.kl) * by.scale) / all), one = by.ce * by.scale;
+    const float of_rest = (float)((double)own - (double)(by.kl * by.scale) * mass / rest);
+    for (i32 i = threadIdx.x; i < v; i += blockDim.x) {
+        const float x = of_rest * expf(logits[i] - most);
+        dlogits[i] = narrow(i == target ? x - one : x);
+    }
+    __syncthreads();
+    for (i32 i = threadIdx.x; i < top; i += blockDim.x) {
+        if (ids[i] >= v) continue;
+        const float x = own * expf(less[i]) - by.kl * by.scale * p[i];
+        dlogits[ids[i]] = narrow(ids[i] == target ? x - one : x);
     }
 }
 

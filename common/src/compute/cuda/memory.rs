@@ -192,11 +192,8 @@ impl<T: Pod> Memory<T> {
     /// # Panics
     /// If it is not that long.
     pub fn write(&mut self, values: &[T]) {
-        let to = self.view_mut(0..values.len()).0;
-        if !values.is_empty() {
-            // SAFETY: the memory is at least of this length.
-            self.gpu.work("copying to the GPU", |stream| unsafe { result::memcpy_htod_async(to, values, stream) });
-        }
+        let gpu = self.gpu.clone();
+        gpu.write(self.view_mut(0..values.len()), values);
     }
 
     /// Its first `len` elements, after all work before.
