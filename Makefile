@@ -11,7 +11,7 @@ schemes := $(notdir $(wildcard pipelines/schemes/*))
 recipes := $(foreach model,$(models),$(addprefix $(model)-,$(schemes)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test demo interop bench bench-peers bench-7b install $(recipes)
+.PHONY: help build check test demo interop bench bench-peers bench-7b gpu-check ptx ptx-check ptx-report install $(recipes)
 
 help:
 	@echo 'make demo       a tiny model through all stages at w3pc, ending in a table; under a minute after the build'
@@ -19,6 +19,8 @@ help:
 	@echo 'make interop    folded models in the engines of PyPI, a table beside eval; downloads 10 GB, half an hour or more'
 	@echo 'make bench      speed and memory beside PyTorch and llama.cpp, into BENCHMARKS.md; make bench-peers installs those'
 	@echo 'make bench-7b   time and memory on a model of the shape of LLaMA-2-7B; 40 GB of disk'
+	@echo 'make gpu-check  on a machine with a GPU: the tests of the GPU backend on it, and times; a table to paste into an issue'
+	@echo 'make ptx        the kernels compiled again, after a change of a .cu; ptx-check compares, ptx-report shows registers'
 	@echo 'make build      the six tools, into $(CARGO_TARGET_DIR)/release/'
 	@echo 'make check      formatting and lints'
 	@echo 'make install    the tools into $(PREFIX)/bin, named $(PROG_PREFIX)fold and so on (PREFIX=, PROG_PREFIX=)'
@@ -57,6 +59,18 @@ bench-peers:
 
 bench-7b: build
 	tests/bench/run-7b
+
+gpu-check:
+	tests/gpu/check
+
+ptx:
+	tests/ptx/compile
+
+ptx-check:
+	tests/ptx/compile --check
+
+ptx-report:
+	tests/ptx/report
 
 # What is missing is said before the build, which takes minutes.
 $(recipes):

@@ -58,19 +58,21 @@ fn trains_as_on_the_cpu() {
         let train = format!("qat-step wrapped-{name} {RECIPE}");
         dir.run(&format!("{train} --device cpu --compute bf16 -o cpu-{name}")).ok();
         ok(&Device::new(), &dir, &format!("{train} --device cuda -o gpu-{name}"));
-        for (of, limit) in [("loss", 1e-3), ("grad_norm", 1e-2)] {
+        // The first step differs by roundings alone. Later ones have integers that fell the other way: two paths of the CPU
+        // differ by as much (w4pc: 1.4e-3 of the third loss, 1.1 % of its norm).
+        for (of, limits) in [("loss", [5e-4, 2e-3, 4e-3]), ("grad_norm", [5e-3, 2e-2, 4e-2])] {
             let [cpu, gpu] = ["cpu", "gpu"].map(|on| numbers(&dir, &format!("{on}-{name}"), of));
             assert_eq!(gpu.len(), 3);
-            for (cpu, gpu) in cpu.iter().zip(gpu) {
+            for ((cpu, gpu), limit) in cpu.iter().zip(gpu).zip(limits) {
                 assert!((cpu - gpu).abs() <= limit * cpu, "{name}: {of} {gpu}, on the CPU {cpu}");
             }
         }
         // A moment of Adam's has the sign of a gradient that rounding may turn: such a weight goes the other way, by three
-        // rates at most. Few do.
+        // rates at most. Few do: 2.2 % of them on two paths of the CPU.
         let [cpu, gpu] = ["cpu", "gpu"].map(|on| trained(&dir, &format!("{on}-{name}")));
         let off: Vec<f64> = cpu.iter().zip(&gpu).map(|(cpu, gpu)| (cpu - gpu).abs()).collect();
         let far = off.iter().filter(|off| **off > 1e-4).count();
-        assert!(far * 50 <= off.len(), "{name}: {far} of {} weights are off by more than a tenth of a rate", off.len());
+        assert!(far * 25 <= off.len(), "{name}: {far} of {} weights are off by more than a tenth of a rate", off.len());
         assert!(off.iter().all(|off| *off <= 0.0061), "{name}: a weight is far off");
 
         dir.run(&format!("fold gpu-{name} -o folded-{name}")).ok();
@@ -82,19 +84,33 @@ fn trains_as_on_the_cpu() {
     }
 }
 
+/// Passed over on real hardware, which nothing can be asked of.
+fn only_emulated(test: &str) -> bool {
+    if Device::is_off() {
+        eprintln!("SKIPPED {test}: real hardware has no such knob");
+    }
+    !Device::is_off()
+}
+
 /// The same bytes whatever the order of blocks and threads, resumed or not; other bytes, and a word, on another path.
 #[test]
 fn deterministic_and_resumed_to_the_bit() {
     let dir = Dir::with_stages();
     let train = format!("qat-step wrapped {RECIPE} --device cuda");
     ok(&Device::new(), &dir, &format!("{train} -o whole"));
-    ok(&Device::new().reversed_blocks().reversed_threads().eager(), &dir, &format!("{train} -o reversed"));
+    // Real hardware has its own order every time.
+    let other =
+        if Device::is_off() { Device::new() } else { Device::new().reversed_blocks().reversed_threads().eager() };
+    ok(&other, &dir, &format!("{train} -o reversed"));
     ok(&Device::new(), &dir, &format!("{train} --stop-at 1 -o first"));
     ok(&Device::new(), &dir, "qat-step first --device cuda -o resumed");
     let whole = dir.contents("whole");
     for other in ["reversed", "resumed"] {
         let bytes = &dir.contents(other)[std::path::Path::new("trained.safetensors")];
         assert!(*bytes == whole[std::path::Path::new("trained.safetensors")], "{other}");
+    }
+    if !only_emulated("another path") {
+        return;
     }
     let (ran, _) = on(&Device::new().without_cublas(), &dir, "qat-step first --device cuda -o elsewhere");
     assert!(ran.stderr.contains("saved on cuda-sm80-cublaslt, going on on cuda-sm80-mma"), "{}", ran.stderr);
@@ -104,6 +120,9 @@ fn deterministic_and_resumed_to_the_bit() {
 /// `auto` takes the GPU; the plan needs none, and the run holds no more.
 #[test]
 fn plan_is_kept() {
+    if !only_emulated("plan_is_kept") {
+        return;
+    }
     let dir = Dir::with_stages();
     let line = "qat-step wrapped --shards shards --steps 1 --batch 2 --seq 64 --accum 2";
     let plan = dir.run(&format!("{line} --device cuda --plan --json")).ok();
@@ -113,12 +132,18 @@ fn plan_is_kept() {
     let context: u64 = rows.iter().filter(|row| row["what"] == "context").map(bytes).sum();
     assert!(context > 0);
     let planned = plan["total"].as_u64().unwrap() - context;
-    let (ran, report) = on(&Device::new(), &dir, &format!("{line} --device auto -o run"));
+    // Room for what is planned, and for no integers besides.
+    let (ran, report) = on(&Device::new().memory(planned), &dir, &format!("{line} --device auto -o run"));
     assert!(ran.stderr.contains("peak of the GPU"), "{}", ran.stderr);
     ran.ok();
+    let (ran, more) = on(&Device::new(), &dir, &format!("{line} --device cuda -o more"));
+    ran.ok();
+    assert!(more.peak > report.peak, "integers of all blocks");
+    let trained = |name: &str| fs::read(dir.join(name).join("trained.safetensors")).unwrap();
+    assert!(trained("run") == trained("more"), "integers that are kept change the result");
     assert!(report.launches > 0 && report.peak <= planned, "{} held, {planned} planned", report.peak);
-    // What a tiny model holds is less than the roundings up of its many small tensors, but not much.
-    assert!(report.peak * 2 > planned, "{} held, {planned} planned", report.peak);
+    // Nearly all of it is cuBLASLt's workspace here.
+    assert!(report.peak * 10 > planned * 9, "{} held, {planned} planned", report.peak);
 }
 
 /// What is missing is said in a line, with status 1, and nothing is left behind.
@@ -134,7 +159,11 @@ fn what_is_missing_is_said() {
         (Device::new().without_gpu(), "the NVIDIA driver finds no GPU"),
         (Device::new().driver(11_040), "the NVIDIA driver is for CUDA 11.4, expected 12.0 or later"),
         (Device::new().compute_capability(75), "has compute capability 7.5, expected 8.0 or later"),
-        (Device::new().memory(40 << 20), "the GPU has free"),
+        (Device::new().memory((32 << 20) + (100 << 10)), "the GPU has free"),
+        (
+            Device::new().memory(20 << 20),
+            "CUDA emulator (CPU): 32.0 MiB more than the 0.0 MiB held do not fit into its memory",
+        ),
     ] {
         let (ran, _) = on(&device, &dir, &format!("qat-step wrapped {RECIPE} --device cuda -o none"));
         assert!(ran.stderr.contains(expected), "{}", ran.stderr);
@@ -155,6 +184,9 @@ fn what_is_missing_is_said() {
 /// same bytes.
 #[test]
 fn failures_lose_nothing() {
+    if !only_emulated("failures_lose_nothing") {
+        return;
+    }
     let dir = Dir::with_stages();
     let line = format!("qat-step wrapped {RECIPE} --save-every 1 --device cuda -o");
     let report = ok(&Device::new(), &dir, &format!("{line} whole"));

@@ -14,7 +14,7 @@ use common::stage::shards::Shards;
 use common::stage::wrapped::Wrapped;
 use common::train::Recipe;
 use common::train::optimizer::Moments;
-use common::train::plan::{HeldTeacher, Holding, float_bytes};
+use common::train::plan::{FloatBytes, HeldTeacher, Holding};
 use common::train::recipe::Objective;
 use common::train::resume;
 use common::train::run::Taught;
@@ -192,8 +192,9 @@ impl Resolved {
             scheme: self.wrapped.scheme,
             phi: self.wrapped.wrapping.phi,
             rank: self.wrapped.wrapping.rank,
-            float_bytes: float_bytes(&self.wrapped)?,
+            floats: FloatBytes::of(&self.wrapped)?,
             recipe: &self.recipe,
+            keep_integers: false,
             taught: self.held_teacher()?,
         })
     }

@@ -21,6 +21,7 @@ use common::stage::checkpoint::{LOSS_CURVE, METRICS, OPTIMIZER, TRAINED};
 use common::stage::record::{self, Begin, Record, Stage};
 use common::train::metrics::{self, MetricsFile, StepMetrics};
 use common::train::optimizer::Moments;
+use common::train::plan::Holding;
 use common::train::resume::{self, Saves};
 use common::train::run::Run;
 use common::train::{curve, plan};
@@ -44,8 +45,9 @@ fn run() -> Result<()> {
 
 fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Instant) -> Result<()> {
     let job = Resolved::new(args)?;
-    let planned = plan::plan::<B>(&job.holding()?);
+    let mut holding = job.holding()?;
     if args.plan {
+        let planned = plan::plan::<B>(&holding);
         return cli::print(&if args.common.json { plan::json(&planned) } else { plan::table(&planned) });
     }
     let backend = &open()?;
@@ -56,8 +58,8 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
     match record::begin(args.output(), &record, args.common.force, true)? {
         Begin::Done => {}
         Begin::Write(part) => {
-            fits(backend, plan::total(&planned))?;
-            train(args, &job, backend, &part, record, begun, plan::total(&planned))?;
+            let planned = fits(backend, &mut holding)?;
+            train(args, &job, backend, &part, record, begun, (planned, holding.keep_integers))?;
             finish(part)?;
             let whose = if backend.memory().is_some() { "of the GPU" } else { "resident" };
             cli::say(&args.common, "qat-step", format!("peak {whose} {}", plan::mib(peak_memory(backend))));
@@ -66,18 +68,24 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
     cli::print_path(&args.common, args.output())
 }
 
-/// Refuses what the device cannot hold, before the system ends the process in the middle of it.
-fn fits<B: Backend>(backend: &B, planned: u64) -> Result<()> {
+/// The planned bytes. Refuses what the device cannot hold, before the system ends the process in the middle of it. A device
+/// with memory of its own, which nobody else wants, keeps all integers from step to step if they fit.
+fn fits<B: Backend>(backend: &B, holding: &mut Holding) -> Result<u64> {
     let (room, whose) = match backend.memory() {
         Some(memory) => (Some(memory.room), "that the GPU has free"),
         None => (memory::installed(), "of this machine"),
     };
+    if let Some(memory) = backend.memory() {
+        holding.keep_integers = true;
+        holding.keep_integers = plan::total(&plan::plan::<B>(holding)) <= memory.room;
+    }
+    let planned = plan::total(&plan::plan::<B>(holding));
     match room {
         Some(room) if planned > room => Err(Error::usage(
             format!("the run would hold {}, expected at most the {} {whose}", plan::mib(planned), plan::mib(room)),
             "lower --batch (and raise --accum) or --seq; --plan shows what takes how much",
         )),
-        _ => Ok(()),
+        _ => Ok(planned),
     }
 }
 
@@ -94,7 +102,7 @@ fn train<B: Backend>(
     part: &PartDir,
     record: Record,
     begun: Instant,
-    planned: u64,
+    (planned, keep_integers): (u64, bool),
 ) -> Result<()> {
     if part.join(record::FILE).is_file() {
         match Stage::read(part.path()) {
@@ -148,6 +156,7 @@ fn train<B: Backend>(
         saves: &saves,
         save_every: args.save_every,
         until: job.until,
+        keep_integers,
         stop: &stop,
         each: &mut each,
         peak_memory: &|| peak_memory(backend),

@@ -1,18 +1,19 @@
 //! Times a quantized linear: `cargo run --release -p lrqat-common --example linear -- ROWS N K [--threads T] [--seconds S]
-//! [--scheme w4pc] [--rank 32]`. Prints one JSON line: milliseconds of the fastest and of the median call for round(Z), the
-//! forward pass without and with it, dx alone, and dx with the gradients of A, B and s; in bf16.
+//! [--scheme w4pc] [--rank 32] [--device cpu|cuda]`. Prints one JSON line: milliseconds of the fastest and of the median call
+//! for round(Z), the forward pass without and with it, dx alone, and dx with the gradients of A, B and s; in bf16.
 
 use std::time::Instant;
 
 use common::compute::backend::{Backend, Branch, LowRank, LowRankGrads, Output, Weight};
 use common::compute::cpu::Cpu;
+use common::compute::cuda::Cuda;
 use common::format::tensor::{Dtype, Tensor};
 use common::quant::{Phi, Scheme};
 use half::bf16;
 
 fn main() {
     let mut numbers = Vec::new();
-    let (mut threads, mut seconds, mut scheme, mut rank) = (0, 1.0, "w4pc".to_string(), 32);
+    let (mut threads, mut seconds, mut scheme, mut rank, mut gpu) = (0, 1.0, "w4pc".to_string(), 32, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("the flag takes a value");
@@ -20,17 +21,27 @@ fn main() {
             "--threads" => threads = value().parse().expect("--threads takes a number"),
             "--seconds" => seconds = value().parse().expect("--seconds takes a number"),
             "--scheme" => scheme = value(),
+            "--device" => gpu = value() == "cuda",
             "--rank" => rank = value().parse().expect("--rank takes a number"),
             number => numbers.push(number.parse::<usize>().expect("ROWS N K are numbers")),
         }
     }
     let shape: [usize; 3] = numbers.try_into().expect("linear ROWS N K");
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("the first pool");
-    time(shape, scheme.parse().expect("a scheme"), rank, seconds);
+    let scheme = scheme.parse().expect("a scheme");
+    match gpu {
+        false => time(&Cpu::<bf16>::new(), shape, scheme, rank, seconds),
+        true => match Cuda::open() {
+            Ok(cuda) => time(&cuda, shape, scheme, rank, seconds),
+            Err(error) => {
+                eprintln!("linear: {error}");
+                std::process::exit(1);
+            }
+        },
+    }
 }
 
-fn time([rows, n, k]: [usize; 3], scheme: Scheme, rank: usize, seconds: f64) {
-    let backend = Cpu::<bf16>::new();
+fn time<B: Backend>(backend: &B, [rows, n, k]: [usize; 3], scheme: Scheme, rank: usize, seconds: f64) {
     let random = |seed, len| backend.upload(&random(seed, len)).expect("memory");
     let activation = |seed, len| {
         let mut to = backend.activation(len).expect("memory");
@@ -38,8 +49,9 @@ fn time([rows, n, k]: [usize; 3], scheme: Scheme, rank: usize, seconds: f64) {
         to
     };
     let (x, dy) = (activation(1, rows * k), activation(2, rows * n));
-    let (a, b, scale) = (random(3, n * rank), random(4, rank * k), random(5, n * scheme.groups(k)));
-    let phi = phi(scheme, n, k);
+    let sizes = [n * scheme.groups(k), n * rank, rank * k];
+    let (a, b, scale) = (random(3, sizes[1]), random(4, sizes[2]), random(5, sizes[0]));
+    let phi = backend.freeze(&phi(scheme, n, k)).expect("memory");
     let weight = |integers| {
         Weight::LowRank(LowRank {
             phi: &phi,
@@ -61,12 +73,15 @@ fn time([rows, n, k]: [usize; 3], scheme: Scheme, rank: usize, seconds: f64) {
     let integers = made;
     let mut made = backend.integers(n * k).expect("memory");
     let (mut y, mut dx) = (activation(0, rows * n), activation(0, rows * k));
-    let (mut ds, mut da, mut db) = (random(0, scale.len()), random(0, a.len()), random(0, b.len()));
+    let nothing = [backend.zeros(1).expect("memory")];
+    let (mut ds, mut da, mut db) = (random(0, sizes[0]), random(0, sizes[1]), random(0, sizes[2]));
     let mut times = [const { Vec::new() }; 5];
     let begun = Instant::now();
     while times[0].len() < 5 || begun.elapsed().as_secs_f64() < seconds {
         let mut call = Instant::now();
         let mut done = |part: usize| {
+            // A device that runs behind the host answers when it is done.
+            backend.square_sums(&nothing).expect("the device works");
             times[part].push(call.elapsed().as_secs_f64() * 1e3);
             call = Instant::now();
         };
@@ -74,7 +89,7 @@ fn time([rows, n, k]: [usize; 3], scheme: Scheme, rank: usize, seconds: f64) {
         done(0);
         backend.linear_forward(&x, rows, &weight(None), Output::Activation(&mut y));
         done(1);
-        let rounded: Weight<Cpu<bf16>> = weight(Some(&integers));
+        let rounded: Weight<B> = weight(Some(&integers));
         backend.linear_forward(&x, rows, &rounded, Output::Activation(&mut y));
         done(2);
         let branch = Branch { weight: weight(Some(&integers)), dy: &dy, grads: None };

@@ -188,7 +188,7 @@ pub struct AdamStep {
 pub struct DeviceMemory {
     /// The most bytes that were held at a time.
     pub peak: u64,
-    /// Bytes that are held or free.
+    /// Bytes that are free, or held by this program already.
     pub room: u64,
 }
 

@@ -34,30 +34,38 @@ impl<B: Backend> Model<B> {
         b.rmsnorm_backward(&acts.x, &self.norm, c.norm_eps, rows, c.d, &acts.dhidden, &mut acts.dx);
         for (layer, block) in self.blocks.iter().enumerate().rev() {
             b.widen(&acts.checkpoints[layer], &mut acts.x, rows * c.d);
-            for (linear, integers) in block.linears.iter().zip(&mut acts.integers) {
-                b.round_weight(&linear.weight(&self.params.values, None), integers);
+            if !acts.integers.all {
+                self.round_block(b, block, acts.integers.of_mut(layer));
             }
-            self.attention_forward(b, block, batch, acts, true);
-            self.mlp_forward(b, block, rows, acts, true);
-            self.mlp_backward(b, block, rows, acts, grads);
+            self.attention_forward(b, block, batch, acts, Some(layer));
+            self.mlp_forward(b, block, rows, acts, Some(layer), true);
+            self.mlp_backward(b, block, rows, layer, acts, grads);
             self.attention_backward(b, block, batch, layer, acts, grads);
         }
         let add = |sum: Terms, row: &RowLoss| Terms { ce: sum.ce + f64::from(row.ce), kl: sum.kl + f64::from(row.kl) };
         Ok(losses.iter().fold(Terms::default(), add))
     }
 
-    fn mlp_backward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Pass<B>, grads: &mut [B::Buffer]) {
-        let (c, params) = (&self.config, &self.params.values);
+    fn mlp_backward(
+        &self,
+        b: &B,
+        block: &Block<B>,
+        rows: usize,
+        layer: usize,
+        a: &mut Pass<B>,
+        grads: &mut [B::Buffer],
+    ) {
+        let (c, params, integers) = (&self.config, &self.params.values, a.integers.of(layer));
         let [.., gate, up, down] = &block.linears;
         b.round(&a.dx, &mut a.dresidual, rows * c.d);
         let [dgate, dup, ddown] = Linear::grads([gate, up, down], grads);
-        let weight = down.weight(params, Some(&a.integers[6]));
+        let weight = down.weight(params, Some(&integers[6]));
         let branch = Branch { weight, dy: &a.dresidual, grads: ddown };
         // From here on `gate` and `up` hold their gradients.
         b.swiglu_backward(&a.inner, rows, branch, &mut a.gate, &mut a.up);
         let branches = [
-            Branch { weight: gate.weight(params, Some(&a.integers[4])), dy: &a.gate, grads: dgate },
-            Branch { weight: up.weight(params, Some(&a.integers[5])), dy: &a.up, grads: dup },
+            Branch { weight: gate.weight(params, Some(&integers[4])), dy: &a.gate, grads: dgate },
+            Branch { weight: up.weight(params, Some(&integers[5])), dy: &a.up, grads: dup },
         ];
         b.linears_backward(&a.hidden, rows, branches, Output::set(&mut a.dhidden));
         b.rmsnorm_backward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &a.dhidden, &mut a.dx);
@@ -73,11 +81,12 @@ impl<B: Backend> Model<B> {
         grads: &mut [B::Buffer],
     ) {
         let (c, rows, params) = (&self.config, batch.rows(), &self.params.values);
+        let integers = a.integers.of(layer);
         let [q, k, v, o, ..] = &block.linears;
         let [gq, gk, gv, go] = Linear::grads([q, k, v, o], grads);
         let segments = &batch.segments;
         b.round(&a.dx, &mut a.dresidual, rows * c.d);
-        let weight = o.weight(params, Some(&a.integers[3]));
+        let weight = o.weight(params, Some(&integers[3]));
         let branch = Branch { weight, dy: &a.dresidual, grads: go };
         b.linears_backward(&a.attended, rows, [branch], Output::Activation(&mut a.dattended));
         b.attention_backward(
@@ -99,9 +108,9 @@ impl<B: Backend> Model<B> {
         b.widen(&a.checkpoints[layer], &mut a.x, rows * c.d);
         b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
         let branches = [
-            Branch { weight: q.weight(params, Some(&a.integers[0])), dy: &a.dq, grads: gq },
-            Branch { weight: k.weight(params, Some(&a.integers[1])), dy: &a.dk, grads: gk },
-            Branch { weight: v.weight(params, Some(&a.integers[2])), dy: &a.dv, grads: gv },
+            Branch { weight: q.weight(params, Some(&integers[0])), dy: &a.dq, grads: gq },
+            Branch { weight: k.weight(params, Some(&integers[1])), dy: &a.dk, grads: gk },
+            Branch { weight: v.weight(params, Some(&integers[2])), dy: &a.dv, grads: gv },
         ];
         b.linears_backward(&a.hidden, rows, branches, Output::set(&mut a.dhidden));
         b.rmsnorm_backward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &a.dhidden, &mut a.dx);

@@ -46,24 +46,49 @@ impl<B: Backend> Model<B> {
             if let Some(kept) = acts.checkpoints.get_mut(layer) {
                 b.round(&acts.x, kept, rows * d);
             }
-            self.block_forward(b, block, batch, acts);
+            if acts.integers.all && !acts.integers.made {
+                self.round_block(b, block, acts.integers.of_mut(layer));
+            }
+            let of = acts.integers.all.then_some(layer);
+            self.block_forward(b, block, batch, acts, of);
         }
+        acts.integers.made = acts.integers.all;
         b.rmsnorm_forward(&acts.x, &self.norm, self.config.norm_eps, rows, d, &mut acts.hidden);
     }
 
-    /// x += attention(norm(x)), x += mlp(norm(x)).
-    pub(super) fn block_forward(&self, b: &B, block: &Block<B>, batch: &Batch, acts: &mut Pass<B>) {
-        self.attention_forward(b, block, batch, acts, false);
-        self.mlp_forward(b, block, batch.rows(), acts, false);
-        let down = block.linears[6].weight(&self.params.values, None);
+    pub(super) fn round_block(&self, b: &B, block: &Block<B>, integers: &mut [B::Integers; 7]) {
+        for (linear, integers) in block.linears.iter().zip(integers) {
+            b.round_weight(&linear.weight(&self.params.values, None), integers);
+        }
+    }
+
+    /// x += attention(norm(x)), x += mlp(norm(x)); from the integers that the pass keeps of a layer, if it does.
+    pub(super) fn block_forward(
+        &self,
+        b: &B,
+        block: &Block<B>,
+        batch: &Batch,
+        acts: &mut Pass<B>,
+        rounded: Option<usize>,
+    ) {
+        self.attention_forward(b, block, batch, acts, rounded);
+        self.mlp_forward(b, block, batch.rows(), acts, rounded, false);
+        let down = block.linears[6].weight(&self.params.values, rounded.map(|layer| &acts.integers.of(layer)[6]));
         b.linear_forward(&acts.inner, batch.rows(), &down, Output::add(&mut acts.x));
     }
 
-    /// x += attention(norm(x)); with `rounded`, from the integers that the pass keeps.
-    pub(super) fn attention_forward(&self, b: &B, block: &Block<B>, batch: &Batch, a: &mut Pass<B>, rounded: bool) {
+    /// x += attention(norm(x))
+    pub(super) fn attention_forward(
+        &self,
+        b: &B,
+        block: &Block<B>,
+        batch: &Batch,
+        a: &mut Pass<B>,
+        rounded: Option<usize>,
+    ) {
         let (c, rows, params) = (&self.config, batch.rows(), &self.params.values);
         let [q, k, v, o, ..] = &block.linears;
-        let integers = |i: usize| rounded.then_some(&a.integers[i]);
+        let integers = |i: usize| rounded.map(|layer| &a.integers.of(layer)[i]);
         b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
         let qkv = [q.weight(params, integers(0)), k.weight(params, integers(1)), v.weight(params, integers(2))];
         b.linears_forward(&a.hidden, rows, qkv, [&mut a.q, &mut a.k, &mut a.v]);
@@ -74,11 +99,19 @@ impl<B: Backend> Model<B> {
     }
 
     /// inner = silu(gate)∘up of norm(x); the down projection is left to the caller, since the backward pass does not need
-    /// it again. With `again`, from the integers that the pass keeps, and gate and up are kept too.
-    pub(super) fn mlp_forward(&self, b: &B, block: &Block<B>, rows: usize, a: &mut Pass<B>, again: bool) {
+    /// it again, but gate and up.
+    pub(super) fn mlp_forward(
+        &self,
+        b: &B,
+        block: &Block<B>,
+        rows: usize,
+        a: &mut Pass<B>,
+        rounded: Option<usize>,
+        again: bool,
+    ) {
         let (c, params) = (&self.config, &self.params.values);
         let [.., gate, up, _] = &block.linears;
-        let integers = |i: usize| again.then_some(&a.integers[i]);
+        let integers = |i: usize| rounded.map(|layer| &a.integers.of(layer)[i]);
         b.rmsnorm_forward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &mut a.hidden);
         let gate_up = [gate.weight(params, integers(4)), up.weight(params, integers(5))];
         let kept = again.then_some([&mut a.gate, &mut a.up]);

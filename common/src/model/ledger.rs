@@ -35,8 +35,27 @@ pub struct Activations<T, A, I> {
     pub dattended: A,
     /// Training only: the input of each block, from which the block is computed again in the backward pass.
     pub checkpoints: Vec<A>,
-    /// Training only: the integers of a block's linears, from its second forward pass to its backward pass.
-    pub integers: [I; 7],
+    /// Training only.
+    pub integers: Rounded<I>,
+}
+
+/// The integers of the linears: of one block, from its second forward pass to its backward pass; or of all, until the
+/// weights change.
+pub struct Rounded<I> {
+    blocks: Vec<[I; 7]>,
+    pub all: bool,
+    /// Those of all are made.
+    pub made: bool,
+}
+
+impl<I> Rounded<I> {
+    pub fn of(&self, layer: usize) -> &[I; 7] {
+        &self.blocks[if self.all { layer } else { 0 }]
+    }
+
+    pub fn of_mut(&mut self, layer: usize) -> &mut [I; 7] {
+        &mut self.blocks[if self.all { layer } else { 0 }]
+    }
 }
 
 /// The buffers of a pass on a backend.
@@ -47,6 +66,7 @@ impl Activations<usize, usize, usize> {
     pub fn lengths(c: &Config, rows: usize, training: bool) -> Activations<usize, usize, usize> {
         let (d, q, kv, f) = (rows * c.d, rows * c.q_width(), rows * c.kv_width(), rows * c.ffn);
         let grad = |len| if training { len } else { 0 };
+        let integers = names::block_shapes(c).map(|(n, k)| grad(n * k));
         Activations {
             x: d,
             hidden: d,
@@ -66,14 +86,26 @@ impl Activations<usize, usize, usize> {
             dv: grad(kv),
             dattended: grad(q),
             checkpoints: if training { vec![d; c.layers] } else { Vec::new() },
-            integers: names::block_shapes(c).map(|(n, k)| grad(n * k)),
+            integers: Rounded { blocks: vec![integers], all: false, made: false },
         }
+    }
+
+    /// With the integers of all blocks, until the weights change.
+    pub fn keeping_integers(mut self, c: &Config) -> Self {
+        let all = vec![*self.integers.of(0); c.layers];
+        self.integers = Rounded { blocks: all, all: true, made: false };
+        self
     }
 
     pub fn allocate<B: Backend>(self, backend: &B) -> Result<Pass<B>> {
         let buffer = |len: usize| backend.zeros(len);
         let activation = |len: usize| backend.activation(len);
-        let integers = self.integers.map(|len| backend.integers(len)).into_iter().collect::<Result<Vec<_>>>()?;
+        let of_block = |lengths: [usize; 7]| {
+            let integers = lengths.into_iter().map(|len| backend.integers(len)).collect::<Result<Vec<_>>>()?;
+            Ok(integers.try_into().unwrap_or_else(|_| unreachable!("a block has seven linears")))
+        };
+        let blocks = self.integers.blocks.into_iter().map(of_block).collect::<Result<_>>()?;
+        let integers = Rounded { blocks, all: self.integers.all, made: false };
         Ok(Activations {
             x: buffer(self.x)?,
             hidden: activation(self.hidden)?,
@@ -93,7 +125,7 @@ impl Activations<usize, usize, usize> {
             dv: activation(self.dv)?,
             dattended: activation(self.dattended)?,
             checkpoints: self.checkpoints.into_iter().map(activation).collect::<Result<_>>()?,
-            integers: integers.try_into().unwrap_or_else(|_| unreachable!("a block has seven linears")),
+            integers,
         })
     }
 
@@ -102,9 +134,9 @@ impl Activations<usize, usize, usize> {
         B::ACTIVATION_BYTES * self.checkpoints.iter().sum::<usize>()
     }
 
-    /// Bytes of one block's integers.
+    /// Bytes of the integers.
     pub fn integer_bytes(&self) -> usize {
-        self.integers.iter().sum()
+        self.integers.blocks.as_flattened().iter().sum()
     }
 
     /// Bytes of one block's activations and gradients.

@@ -51,7 +51,7 @@ impl<B: Backend> Teacher<B> {
             for (batch, x) in batches.iter().zip(&mut self.streams) {
                 // Each stream in turn takes the place that the ledger has for one.
                 swap(&mut self.acts.x, x);
-                self.model.block_forward(b, &block, batch, &mut self.acts);
+                self.model.block_forward(b, &block, batch, &mut self.acts, None);
                 swap(&mut self.acts.x, x);
             }
             host.forget();

@@ -27,9 +27,10 @@ pub struct Holding<'a> {
     pub scheme: Scheme,
     pub phi: Phi,
     pub rank: usize,
-    /// Bytes of embedding, norms and head as stored.
-    pub float_bytes: u64,
+    pub floats: FloatBytes,
     pub recipe: &'a Recipe,
+    /// Of all blocks, where there is room.
+    pub keep_integers: bool,
     pub taught: Option<HeldTeacher>,
 }
 
@@ -53,7 +54,7 @@ impl HeldTeacher {
         let at_once = if block.is_mapped() { 1 } else { config.layers as u64 };
         Ok(HeldTeacher::Live {
             blocks: at_once * block.bytes() as u64,
-            floats: float_bytes(source)?,
+            floats: FloatBytes::of(source)?.all,
             config: Box::new(config),
         })
     }
@@ -93,10 +94,37 @@ impl HeldTeacher {
     }
 }
 
-/// Bytes of embedding, norms and head as stored.
-pub fn float_bytes(source: &dyn Source) -> Result<u64> {
-    let floats = names::floats(source.config());
-    floats.iter().map(|(name, shape)| Ok(source.float(name, shape)?.bytes().len() as u64)).sum()
+/// Bytes of what stays floating point, as stored.
+#[derive(Debug, Clone, Copy)]
+pub struct FloatBytes {
+    /// Embedding, norms and head.
+    pub all: u64,
+    pub embedding: u64,
+}
+
+impl FloatBytes {
+    pub fn of(source: &dyn Source) -> Result<FloatBytes> {
+        let mut bytes = FloatBytes { all: 0, embedding: 0 };
+        for (name, shape) in names::floats(source.config()) {
+            let tensor = source.float(&name, &shape)?.bytes().len() as u64;
+            bytes.all += tensor;
+            if name == names::EMBEDDING {
+                bytes.embedding = tensor;
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Embedding, norms and head. A table of which only rows are read may stay with the host; then the rows of a pass are held.
+fn floats<B: Backend>(h: &Holding, rows: usize) -> Held {
+    let what = "frozen floats";
+    if B::TABLES_ON_HOST && !h.config.tied {
+        let gathered = h.floats.embedding / h.config.vocab as u64 * rows as u64;
+        let detail = format!("norms, head as stored; {rows} rows of the embedding, which stays on the host");
+        return Held { what, detail, bytes: h.floats.all - h.floats.embedding + gathered };
+    }
+    Held { what, detail: "embedding, norms, head as stored".into(), bytes: h.floats.all }
 }
 
 pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
@@ -107,9 +135,10 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
         if h.scheme.asymmetric { linears.iter().map(|l| (l.n * h.scheme.groups(l.k) * 4) as u64).sum() } else { 0 };
     let rows = h.recipe.batch * h.recipe.seq;
     let acts = Activations::lengths(h.config, rows, true);
+    let acts = if h.keep_integers { acts.keeping_integers(h.config) } else { acts };
     let mut held = vec![
         Held { what: "frozen weights", detail: format!("Φ0 as {} of {}", h.phi, h.scheme), bytes: phi + zero },
-        Held { what: "frozen floats", detail: "embedding, norms, head as stored".into(), bytes: h.float_bytes },
+        floats::<B>(h, rows),
         Held { what: "A, B and s", detail: format!("rank {}, f32 masters", h.rank), bytes: trained },
         Held { what: "gradients", detail: "of A, B and s, f32".into(), bytes: trained },
         Held { what: "Adam", detail: "two moments, f32".into(), bytes: 2 * trained },
@@ -125,7 +154,8 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
         },
         Held {
             what: "integers",
-            detail: "of one block, between its passes".into(),
+            detail: if h.keep_integers { "of all blocks, for a step" } else { "of one block, between its passes" }
+                .into(),
             bytes: acts.integer_bytes() as u64,
         },
     ];

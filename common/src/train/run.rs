@@ -37,6 +37,8 @@ pub struct Run<'a, B: Backend> {
     pub saves: &'a Saves<'a>,
     /// Steps between saves; 0 saves only when stopped.
     pub save_every: u64,
+    /// Keep the integers of all blocks from step to step.
+    pub keep_integers: bool,
     /// The step to stop at.
     pub until: u64,
     /// Asked after every step: a reason to stop now, if there is one.
@@ -57,7 +59,9 @@ impl<B: Backend> Run<'_, B> {
         metrics: &mut MetricsFile,
     ) -> Result<()> {
         let rows = self.recipe.batch * self.recipe.seq;
-        let mut acts = Activations::lengths(&model.config, rows, true).allocate(self.backend)?;
+        let lengths = Activations::lengths(&model.config, rows, true);
+        let lengths = if self.keep_integers { lengths.keeping_integers(&model.config) } else { lengths };
+        let mut acts = lengths.allocate(self.backend)?;
         let mut grads = model.params.zeros_like(self.backend)?;
         let windows = self.shards.windows(self.recipe.seq, matches!(self.taught, Taught::ByAnswers(_)))?;
         for t in from..self.until {
@@ -67,6 +71,7 @@ impl<B: Backend> Run<'_, B> {
             let loss = ce * terms.ce + kl * terms.kl;
             let norm = self.check_finite(model, t, loss, &grads)?;
             optimizer::step(self.backend, self.recipe, t, norm, &mut model.params, &grads, moments);
+            acts.integers.made = false;
             let factor = self.recipe.rate_factor(t);
             let m = StepMetrics {
                 step: t + 1,

@@ -150,13 +150,18 @@ impl Device {
         env::var_os(SWITCH).is_some_and(|value| value == "off")
     }
 
+    /// No knob is turned.
+    fn is_plain(&self) -> bool {
+        self.knobs.is_empty() && self.without.is_none()
+    }
+
     /// Runs `body` on this device.
     ///
     /// # Panics
     /// If the body does.
     pub fn run<F: FnOnce()>(&self, body: F) -> Report {
         if Self::is_off() {
-            match self.knobs.is_empty() && self.without.is_none() {
+            match self.is_plain() {
                 true => body(),
                 false => eprintln!("SKIPPED {}: real hardware has no such knob", test_name::<F>()),
             }
@@ -212,8 +217,12 @@ impl Device {
         Ok((output, report))
     }
 
-    /// A command for a program that finds this device.
+    /// A command for a program that finds this device: an emulated one, or, with `GPU_EMULATOR=off` and no knob turned, what
+    /// there is.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        if Self::is_off() && self.is_plain() {
+            return Command::new(program.as_ref());
+        }
         let libraries =
             libraries(self.without).unwrap_or_else(|error| panic!("the emulator cannot be set up: {error}"));
         let mut path = OsString::from(libraries);

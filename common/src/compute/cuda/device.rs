@@ -11,7 +11,7 @@ use super::frozen::Frozen;
 use super::gpu::{Gpu, Grid};
 use super::kernels::Kernels;
 use super::linear::Target;
-use super::memory::{Memory, Ref, Staging, bytes_of};
+use super::memory::{GRANULE, Memory, Ref, Staging, bytes_of};
 use super::optimizer::{self, Part};
 use super::product::Products;
 use super::scratch::{Scratch, Table};
@@ -157,14 +157,23 @@ impl Backend for Cuda {
         let answer = of.answer.map_or(0, head::answer_bytes);
         let chunk = head::Chunk { vocab: of.vocab, d: of.d, models: of.heads_at_once, answer };
         let logits = bytes_of::<u8>(chunk.bytes(of.rows));
-        let tables = 5 * bytes_of::<u32>(of.rows);
+        let (linears, layers) = (of.linears.len(), of.linears.len().div_ceil(7));
+        // A part of a tensor in the optimizer's table, for scales of groups of 8.
+        let parts: usize =
+            of.linears.iter().map(|(n, k)| 3 + optimizer::parts(of.rank * (n + k)) + optimizer::parts(n * k / 8)).sum();
+        let tables = 5 * bytes_of::<u32>(of.rows)
+            + bytes_of::<f32>(of.tokens * of.heads.head_dim)
+            + bytes_of::<f32>((2 * layers + 1) * of.d)
+            + (parts * (size_of::<Part>() + size_of::<f64>())) as u64
+            // Everything is a multiple of this: Φ0, zero points; A, B and s with gradients and moments; buffers.
+            + GRANULE * (16 * linears + 64) as u64;
         vec![
             ("workspace", "Ŵ of a linear, or dŴ and dZ of a panel".into(), workspace),
             ("operands", "A and B of a linear in bf16".into(), bytes_of::<u8>(factors)),
             ("inner", "a gradient of SwiGLU".into(), bytes_of::<bf16>(inner)),
             ("logits", format!("of {} rows, and their gradient", chunk.rows(of.rows)), logits),
             ("delta", "Σ out∘dout of rows and heads".into(), bytes_of::<f32>(of.rows * of.heads.heads)),
-            ("tables", "of rows, tokens and parameters".into(), tables),
+            ("tables", "norms, angles, rows, parameters, and what allocations are rounded up by".into(), tables),
             ("cublaslt", "its workspace".into(), cublaslt::WORKSPACE as u64),
             ("context", "CUDA's own, an estimate".into(), CONTEXT),
         ]
@@ -466,7 +475,7 @@ impl Backend for Cuda {
 
     fn memory(&self) -> Option<DeviceMemory> {
         let free = self.gpu.context.mem_get_info().map(|(free, _)| free as u64).unwrap_or(0);
-        Some(DeviceMemory { peak: self.gpu.peak(), room: free + self.gpu.held() })
+        Some(DeviceMemory { peak: self.gpu.peak(), room: free + self.gpu.held() + CONTEXT })
     }
 }
 

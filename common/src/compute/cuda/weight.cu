@@ -114,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) round_weight_i16(Real w, G
     round_weight(w, grid, region, to);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) weight_of_real(Real w, Grid grid, Region region, bf16 *to) {
+extern "C" __global__ void __launch_bounds__(THREADS, 5) weight_of_real(Real w, Grid grid, Region region, bf16 *to) {
     for_each_real(w, region, [&](i64 row, i32 column, i64 at, float z) {
         to[at] = narrow(weight_of(grid, row, column, code(z, grid.qmin, grid.qmax)));
     });
