@@ -2,6 +2,7 @@
 //! exactly, norms as F32, embedding and head as floats.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -107,9 +108,10 @@ pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Se
         each(spec.bytes() as u64);
         Ok(())
     };
-    let (mut digests, spare) = (Digests::new(), Spare::default());
-    ahead(&parts, |(spec, part), made| make(target, spec, part, made, &spare, &mut digests), write)?;
-    Ok((writer.finish()?, digests))
+    let (digests, spare) = (Mutex::default(), Spare::default());
+    let make = |(spec, part): &(TensorSpec, Part), made: &mut Made| make(target, spec, part, made, &spare, &digests);
+    ahead(&parts, |(spec, _)| spec.bytes(), make, write)?;
+    Ok((writer.finish()?, digests.into_inner().unwrap_or_else(PoisonError::into_inner)))
 }
 
 fn entries(target: &Target, parts: &[(TensorSpec, Part)]) -> Result<Vec<(String, Entry)>> {
@@ -130,7 +132,7 @@ fn make(
     part: &Part,
     made: &mut Made,
     spare: &Spare<Vec<u8>>,
-    digests: &mut Digests,
+    digests: &Mutex<Digests>,
 ) -> Result<()> {
     match part {
         Part::Float { name, shape } => made.store(target.source.float(name, shape)?),
@@ -140,7 +142,7 @@ fn make(
             let grid = w.grid();
             representable(target, linear, &grid)?;
             let digest = blocks(target, spec.ty, linear, &w, &grid, spare, made.room(spec.bytes())?);
-            digests.insert(linear.name.clone(), digest);
+            digests.lock().unwrap_or_else(PoisonError::into_inner).insert(linear.name.clone(), digest);
             w.phi.forget();
         }
     }
