@@ -185,11 +185,12 @@ fn blocks(
 
 /// Blocks hold scales as f16.
 fn representable(target: &Target, linear: &LinearName, grid: &LinearGrid) -> Result<()> {
-    let exact = |s: &&f32| half::f16::from_f32(**s).to_f32() == **s;
-    match grid.scale.iter().find(|s| !exact(s)) {
-        None => Ok(()),
-        Some(s) => Err(target.cannot_say(format!("{}: a scale of {s:e} is not exact in f16", linear.name))),
-    }
+    let exact = |s: &f32| half::f16::from_f32(*s).to_f32() == *s;
+    let Some(at) = grid.scale.iter().position(|s| !exact(s)) else { return Ok(()) };
+    let groups = target.scheme.groups(linear.k);
+    let place = format!("row {}, group {}", at / groups, at % groups);
+    let why = format!("{}: the scale {:e} of {place} is not exact in F16", linear.name, grid.scale[at]);
+    Err(target.cannot_say(why, "scale"))
 }
 
 /// Rows of a head, for q and k, whose rows have another order in a GGUF.

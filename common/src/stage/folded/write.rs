@@ -112,10 +112,13 @@ impl Target<'_> {
     }
 
     /// What a value that the format cannot say is reported as.
-    pub(super) fn cannot_say(&self, why: String) -> Error {
+    pub(super) fn cannot_say(&self, why: String, suffix: &str) -> Error {
         let cure = match self.format {
-            Format::Gptq => "choose --format gptq-v2 or compressed-tensors",
-            Format::CompressedTensors => "report this: it should be impossible",
+            Format::Gptq if suffix == "qzeros" => "choose --format gptq-v2 or compressed-tensors",
+            // Its scales have the type of the model: f16 is narrower than bf16.
+            Format::CompressedTensors | Format::IntQuantized => {
+                "start again from the model with torch_dtype bfloat16 in its config.json"
+            }
             _ => "choose --format compressed-tensors",
         };
         Error::input(self.from, why, format!("values that {} can say", self.format), cure)
@@ -208,7 +211,7 @@ impl Target<'_> {
             Format::Awq => awq::encode_rest(suffix, n, k, scheme, grid),
             Format::Gguf => no_safetensors(),
         };
-        bytes.map_err(|why| self.cannot_say(format!("{}: {why}", linear.name)))
+        bytes.map_err(|why| self.cannot_say(format!("{}: {why}", linear.name), suffix))
     }
 }
 
