@@ -3,9 +3,9 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::Factors;
 use super::grid::{self, COLUMNS, Panels};
-use super::lanes::ARCH;
+use super::lanes::{ARCH, fetch};
+use super::{Factors, Phi};
 
 /// Columns that are rounded at once. Few rows and many columns, since every row is read and written elsewhere.
 const STRIP: usize = 4 * COLUMNS;
@@ -61,6 +61,7 @@ impl<T, F: Fn(f32, f32, f32) -> T> Rows<'_, T, F> {
             of.gather(first, to.len() / k, &mut a);
             for from in (0..k).step_by(STRIP) {
                 let columns = from..(from + STRIP).min(k);
+                of.fetch(first, to.len() / k, columns.end);
                 for at in (0..columns.len()).step_by(COLUMNS) {
                     of.b.sums(simd, (from + at) / COLUMNS, &a, &mut sums, at);
                 }
@@ -84,6 +85,17 @@ impl Rounding<'_> {
         }
     }
 
+    /// Asks for Φ0 of `rows` from row `first` on, and of a strip from column `from` on, ahead of its use.
+    #[inline(always)]
+    fn fetch(&self, first: usize, rows: usize, from: usize) {
+        let Factors { scheme, phi, stored, k, .. } = self.of;
+        let bytes = stored.row_bytes(scheme, from)..stored.row_bytes(scheme, (from + STRIP).min(k));
+        let row_bytes = stored.row_bytes(scheme, k);
+        for row in phi[first * row_bytes..].chunks_exact(row_bytes).take(rows) {
+            fetch(&row[bytes.clone()]);
+        }
+    }
+
     /// What becomes of Z in row `n` and the columns from `from` on, of their sums.
     #[inline(always)]
     fn round<T>(&self, n: usize, from: usize, sums: &[f32; STRIP], to: &mut [T], rule: impl Fn(f32, f32, f32) -> T) {
@@ -91,8 +103,16 @@ impl Rounding<'_> {
         let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
         // An even number of columns lies before, so that they are whole bytes.
         let bytes = stored.row_bytes(scheme, from)..stored.row_bytes(scheme, from + to.len());
+        let phi = &phi[n * stored.row_bytes(scheme, k)..][bytes];
+        if stored == Phi::Q {
+            let unit = Phi::unit(scheme);
+            for ((to, p), c) in to.iter_mut().zip(phi).zip(sums) {
+                *to = rule(factor.mul_add(*c, f32::from(*p as i8) * unit), qmin, qmax);
+            }
+            return;
+        }
         let mut z = [0.0; STRIP];
-        stored.unpack_row(scheme, &phi[n * stored.row_bytes(scheme, k)..][bytes], &mut z[..to.len()]);
+        stored.unpack_row(scheme, phi, &mut z[..to.len()]);
         for ((to, z), c) in to.iter_mut().zip(&z).zip(sums) {
             *to = rule(factor.mul_add(*c, *z), qmin, qmax);
         }
