@@ -258,3 +258,26 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.push(suffix);
     path.with_file_name(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts that are flushed on the way, some before those before them have arrived, are the file.
+    #[test]
+    fn a_file_that_is_sent_on_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let bytes: Vec<u8> = (0..5 * PART / 2).map(|i| (i % 251) as u8).collect();
+        let mut file = OutputFile::create(&path).unwrap();
+        for part in bytes.chunks(PART / 3) {
+            file.write(part).unwrap();
+            file.send().unwrap();
+            assert!(file.sent <= file.bytes);
+        }
+        let digest = file.finish().unwrap();
+        assert_eq!(digest.bytes, bytes.len() as u64);
+        assert_eq!(digest.blake3, blake3::hash(&bytes).to_hex().to_string());
+        assert!(fs::read(path).unwrap() == bytes);
+    }
+}
