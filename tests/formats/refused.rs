@@ -56,6 +56,26 @@ fn a_zero_point_of_zero_in_gptq_v1() {
     dir.run("fold wrapped --format gptq-v2 -o out").ok();
 }
 
+/// A scale beyond f16, which is how all but compressed-tensors store it.
+#[test]
+fn a_scale_too_large_for_f16() {
+    let dir = wide();
+    // A row of up to ±2^19: at 3 bits its scale is about 2^17.
+    edit_weights(&dir, |t| {
+        if t.name.ends_with("1.mlp.down_proj.weight") {
+            t.bytes[..2 * tiny_llama::WIDE.ffn].chunks_exact_mut(2).for_each(|bf16| bf16[1] = bf16[1] & 0x80 | 0x48);
+        }
+    });
+    wrap(&dir, "w3pc");
+    for format in ["gptq", "gptq-v2", "gguf"] {
+        let e = dir.run(&format!("fold wrapped --format {format} -o out -q")).fails(1);
+        assert!(e.contains("model.layers.1.mlp.down_proj: the scale") && e.contains("row 0, group 0"), "{e}");
+        assert!(e.ends_with("choose --format compressed-tensors\n"), "{e}");
+        nothing_left(&dir);
+    }
+    dir.run("fold wrapped -o out").ok();
+}
+
 #[test]
 fn widths_that_cannot_be_packed() {
     let dir = Dir::with_stages();
@@ -173,7 +193,16 @@ fn the_rest_of_the_model_written_wrongly_is_found() {
     };
     spoil("config.json", &edit("10000.0", "20000.0"), "configuration reads as another model's");
     spoil("config.json", &edit("\"group_size\": 32", "\"group_size\": 64"), "it reads as w4g64");
-    spoil("tokenizer.json", &edit("\"add_prefix_space\":false", "\"add_prefix_space\":true"), "its tokenizer reads");
+    spoil(
+        "tokenizer.json",
+        &edit("\"add_prefix_space\":false", "\"add_prefix_space\":true"),
+        "tokenizer.json reads back",
+    );
+    // What readers advise is for somebody else's file; this one is gone when it is read.
+    let nothing_kept = "report this; nothing was kept";
+    spoil("tokenizer.json", &edit("{", "["), nothing_kept);
+    spoil("config.json", &edit("{", "["), nothing_kept);
+    spoil("model.safetensors", &|b| b.truncate(b.len() - 1), nothing_kept);
     read_back.of_folder(&dir.join("folded")).unwrap();
 }
 
@@ -293,6 +322,13 @@ fn a_gguf_written_wrongly_is_found() {
         let e = read_back.of_folder(&dir.join("folded")).unwrap_err().to_string();
         assert!(e.contains(&format!("model.layers.1.mlp.down_proj {what}")), "{e}");
     }
+    // A token: "Ġthe".
+    let mut bytes = whole;
+    let at = bytes.windows(5).position(|w| w == "\u{120}the".as_bytes()).unwrap();
+    bytes[at + 2] = b'x';
+    fs::write(&path, bytes).unwrap();
+    let e = read_back.of_folder(&dir.join("folded")).unwrap_err().to_string();
+    assert!(e.contains("token") && e.contains("nothing was kept"), "{e}");
 }
 
 #[test]

@@ -3,9 +3,10 @@
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 
 use crate::error::{Error, Result};
 
@@ -19,19 +20,25 @@ pub struct FileDigest {
 /// Bytes that are written at a time.
 const PART: usize = 1 << 20;
 
-/// A file being written with write(), hashed on the way.
+/// Bytes that are sent to the disk at a time, while those that follow are made.
+const SENT: u64 = 64 << 20;
+
+/// A file being written with write(), hashed and sent to the disk on the way.
 pub struct OutputFile {
     path: PathBuf,
     file: std::io::BufWriter<File>,
     hash: blake3::Hasher,
     bytes: u64,
+    sent: u64,
+    sending: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl OutputFile {
     pub fn create(path: &Path) -> Result<OutputFile> {
         let file = File::create(path).map_err(Error::io(path, "create"))?;
-        let file = std::io::BufWriter::with_capacity(PART, file);
-        Ok(OutputFile { path: path.to_path_buf(), file, hash: blake3::Hasher::new(), bytes: 0 })
+        let file = io::BufWriter::with_capacity(PART, file);
+        let (path, hash) = (path.to_path_buf(), blake3::Hasher::new());
+        Ok(OutputFile { path, file, hash, bytes: 0, sent: 0, sending: None })
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
@@ -39,13 +46,39 @@ impl OutputFile {
         for part in bytes.chunks(PART) {
             self.file.write_all(part).map_err(Error::io(&self.path, "write"))?;
             self.hash.update(part);
+            self.bytes += part.len() as u64;
+            if self.bytes - self.sent >= SENT {
+                self.send()?;
+            }
         }
-        self.bytes += bytes.len() as u64;
         Ok(())
     }
 
+    /// Begins to flush what was written, unless what was written before is still on its way.
+    fn send(&mut self) -> Result<()> {
+        if self.sending.as_ref().is_some_and(|sending| !sending.is_finished()) {
+            return Ok(());
+        }
+        self.arrived()?;
+        let file = self.file.get_ref().try_clone().map_err(Error::io(&self.path, "write"))?;
+        // Without a thread all is flushed at the end.
+        self.sending = thread::Builder::new().spawn(move || file.sync_data()).ok();
+        self.sent = self.bytes;
+        Ok(())
+    }
+
+    /// Waits for it. The system tells of a failure once, to whoever waits.
+    fn arrived(&mut self) -> Result<()> {
+        match self.sending.take().map(JoinHandle::join) {
+            Some(Ok(sent)) => sent.map_err(Error::io(&self.path, "write")),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => Ok(()),
+        }
+    }
+
     /// Flushes to the disk, not only to the kernel.
-    pub fn finish(self) -> Result<FileDigest> {
+    pub fn finish(mut self) -> Result<FileDigest> {
+        self.arrived()?;
         let file = self.file.into_inner().map_err(|e| Error::io(&self.path, "write")(e.into_error()))?;
         file.sync_all().map_err(Error::io(&self.path, "write"))?;
         Ok(FileDigest { bytes: self.bytes, blake3: self.hash.finalize().to_hex().to_string() })
@@ -224,4 +257,27 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(suffix);
     path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts that are flushed on the way, some before those before them have arrived, are the file.
+    #[test]
+    fn a_file_that_is_sent_on_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let bytes: Vec<u8> = (0..5 * PART / 2).map(|i| (i % 251) as u8).collect();
+        let mut file = OutputFile::create(&path).unwrap();
+        for part in bytes.chunks(PART / 3) {
+            file.write(part).unwrap();
+            file.send().unwrap();
+            assert!(file.sent <= file.bytes);
+        }
+        let digest = file.finish().unwrap();
+        assert_eq!(digest.bytes, bytes.len() as u64);
+        assert_eq!(digest.blake3, blake3::hash(&bytes).to_hex().to_string());
+        assert!(fs::read(path).unwrap() == bytes);
+    }
 }

@@ -23,21 +23,29 @@ pub fn round(z: f32) -> f32 {
     z.round_ties_even()
 }
 
-/// The integer of the grid: round, then clip. What is no number stays so. (f32::clamp checks its bounds for every
-/// element, and a loop over it is not vectorized.)
+/// The integer of the grid: round, then clip.
+#[inline(always)]
+pub fn code(z: f32, qmin: f32, qmax: f32) -> f32 {
+    clip(round(z), qmin, qmax)
+}
+
+/// Clips. What is no number stays so. (f32::clamp checks its bounds for every element, and a loop over it is not
+/// vectorized.)
 #[inline(always)]
 #[allow(clippy::manual_clamp)]
-pub fn code(z: f32, qmin: f32, qmax: f32) -> f32 {
-    let z = round(z);
-    let z = if z < qmin { qmin } else { z };
-    if z > qmax { qmax } else { z }
+fn clip(z: f32, low: f32, high: f32) -> f32 {
+    let z = if z < low { low } else { z };
+    if z > high { high } else { z }
 }
+
+/// Added to a number from −2^22 to 2^22, it rounds it half to even and leaves it in the low bits.
+const WHOLE: f32 = 12_582_912.0; // 1.5·2^23
 
 /// round(Z) kept in a byte, for up to 7 bits: a step beyond the grid says that it is clipped, and on which side.
 #[inline(always)]
 pub fn kept(z: f32, qmin: f32, qmax: f32) -> i8 {
-    const WHOLE: f32 = 12_582_912.0; // 1.5·2^23, as in [`unsigned_code`]
-    (code(z, qmin - 1.0, qmax + 1.0) + WHOLE).to_bits() as i8
+    // Clipped to whole numbers first, rounded then: the same number.
+    (clip(z, qmin - 1.0, qmax + 1.0) + WHOLE).to_bits() as i8
 }
 
 /// Ŵ for one weight.
@@ -47,11 +55,11 @@ pub fn dequantize(code: f32, zero_point: f32, scale: f32) -> f32 {
 }
 
 /// W_Z − qmin, the unsigned code of a real-valued Z. Written without a conversion that saturates, which compilers do
-/// not vectorize to bytes: adding 1.5·2^23 leaves a whole number from 0 to 255 in the low bits, exactly.
+/// not vectorize to bytes.
 #[inline(always)]
 pub fn unsigned_code(z: f32, qmin: f32, qmax: f32) -> u8 {
-    const WHOLE: f32 = 12_582_912.0;
-    (code(z, qmin, qmax) - qmin + WHOLE).to_bits() as u8
+    // As in [`kept`]; qmin is even, so that ties stay ties to even.
+    (clip(z, qmin, qmax) + (WHOLE - qmin)).to_bits() as u8
 }
 
 /// Columns that a block of sums has.
@@ -160,6 +168,22 @@ mod tests {
         for i in -256..256 {
             let even = if i % 2 == 0 { i } else { i + 1 };
             assert_eq!(code(i as f32 + 0.5, -128.0, 127.0), (even as f32).clamp(-128.0, 127.0), "{i}.5");
+        }
+    }
+
+    /// In a byte it is the same integer: at ties, beside them, and far from any grid.
+    #[test]
+    fn bytes_hold_the_integer() {
+        let ties = (-600..=600).map(|i| i as f32 / 2.0);
+        let far = [1e9, 1e30, f32::INFINITY].into_iter().flat_map(|z| [z, -z]);
+        for z in ties.flat_map(|z| [z.next_down(), z, z.next_up()]).chain(far) {
+            for bits in 2..=8u32 {
+                let (qmin, qmax) = (-f32::from(1u8 << (bits - 1)), f32::from((1u8 << (bits - 1)) - 1));
+                let want = code(z, qmin, qmax);
+                assert_eq!(f32::from(unsigned_code(z, qmin, qmax)) + qmin, want, "{z} in {bits} bits");
+                let beyond = code(z, qmin - 1.0, qmax + 1.0);
+                assert!(bits == 8 || f32::from(kept(z, qmin, qmax)) == beyond, "{z} in {bits} bits");
+            }
         }
     }
 

@@ -77,12 +77,18 @@ impl Phi {
         }
     }
 
+    /// The step of [`Phi::Q`].
+    #[inline(always)]
+    pub fn unit(scheme: Scheme) -> f32 {
+        1.0 / (1u32 << (8 - scheme.bits)) as f32
+    }
+
     /// Φ0 of one packed row, as real numbers.
     #[inline(always)]
     pub fn unpack_row(self, scheme: Scheme, packed: &[u8], out: &mut [f32]) {
         match self {
             Phi::Q => {
-                let unit = 1.0 / (1u32 << (8 - scheme.bits)) as f32;
+                let unit = Phi::unit(scheme);
                 for (out, p) in out.iter_mut().zip(packed) {
                     *out = (*p as i8) as f32 * unit;
                 }

@@ -1,14 +1,13 @@
-//! The integers of a linear, W_Z = clip(round(Φ0 + α/r·AB)), row by row: what folding writes.
+//! The integers of a linear, W_Z = clip(round(Φ0 + α/r·AB)), row by row: what folding writes and
+//! training keeps.
 
 use pulp::{Simd, WithSimd};
 
-use super::Factors;
 use super::grid::{self, COLUMNS, Panels};
-use super::lanes::ARCH;
+use super::lanes::{ARCH, fetch};
+use super::{Factors, Phi};
 
-/// Rows that share a strip of B. As many Φ0 are read as streams.
-const TOGETHER: usize = 16;
-/// Columns of a strip: the sums of these rows in it, and a panel of B, stay in the nearest cache.
+/// Columns that are rounded at once. Few rows and many columns, since every row is read and written elsewhere.
 const STRIP: usize = 4 * COLUMNS;
 
 /// Makes the integers of a linear, some rows at a time.
@@ -24,17 +23,24 @@ impl<'a> Rounding<'a> {
 
     /// W_Z − qmin of whole rows from row `first` on.
     pub fn rows(&self, first: usize, codes: &mut [u8]) {
-        ARCH.dispatch(Rows { of: self, first, codes });
+        ARCH.dispatch(Rows { of: self, first, to: codes, rule: grid::unsigned_code });
+    }
+
+    /// [`grid::kept`] of whole rows from row `first` on.
+    pub fn kept(&self, first: usize, integers: &mut [i8]) {
+        ARCH.dispatch(Rows { of: self, first, to: integers, rule: grid::kept });
     }
 }
 
-struct Rows<'a> {
+struct Rows<'a, T, F> {
     of: &'a Rounding<'a>,
     first: usize,
-    codes: &'a mut [u8],
+    to: &'a mut [T],
+    /// Of Z, qmin and qmax.
+    rule: F,
 }
 
-impl WithSimd for Rows<'_> {
+impl<T, F: Fn(f32, f32, f32) -> T> WithSimd for Rows<'_, T, F> {
     type Output = ();
 
     #[inline(always)]
@@ -44,24 +50,23 @@ impl WithSimd for Rows<'_> {
     }
 }
 
-impl Rows<'_> {
+impl<T, F: Fn(f32, f32, f32) -> T> Rows<'_, T, F> {
     #[inline(always)]
     fn make<S: Simd, const N: usize>(self, simd: S) {
-        let Factors { k, rank, .. } = self.of.of;
-        let mut a = vec![[0.0; N]; TOGETHER / N * rank];
-        let mut sums = [[0.0; STRIP]; TOGETHER];
-        for (i, codes) in self.codes.chunks_mut(TOGETHER * k).enumerate() {
-            let (first, rows) = (self.first + i * TOGETHER, codes.len() / k);
-            self.of.gather(first, rows, &mut a);
+        let Rows { of, first, to, rule } = self;
+        let Factors { k, rank, .. } = of.of;
+        let (mut a, mut sums) = (vec![[0.0; N]; rank], [[0.0; STRIP]; N]);
+        for (i, to) in to.chunks_mut(N * k).enumerate() {
+            let first = first + i * N;
+            of.gather(first, to.len() / k, &mut a);
             for from in (0..k).step_by(STRIP) {
-                let width = STRIP.min(k - from);
-                for at in (0..width).step_by(COLUMNS) {
-                    for (c, a) in sums.as_chunks_mut::<N>().0.iter_mut().zip(a.chunks_exact(rank)) {
-                        self.of.b.sums(simd, (from + at) / COLUMNS, a, c, at);
-                    }
+                let columns = from..(from + STRIP).min(k);
+                of.fetch(first, to.len() / k, columns.end);
+                for at in (0..columns.len()).step_by(COLUMNS) {
+                    of.b.sums(simd, (from + at) / COLUMNS, &a, &mut sums, at);
                 }
-                for ((row, codes), sums) in codes.chunks_exact_mut(k).enumerate().zip(&sums) {
-                    self.of.round(first + row, from, sums, &mut codes[from..from + width]);
+                for ((row, to), sums) in to.chunks_exact_mut(k).enumerate().zip(&sums) {
+                    of.round(first + row, from, sums, &mut to[columns.clone()], &rule);
                 }
             }
         }
@@ -69,28 +74,47 @@ impl Rows<'_> {
 }
 
 impl Rounding<'_> {
-    /// `rows` of A from row `first` on, N side by side; what is missing of a block is never looked at.
+    /// `rows` of A from row `first` on, side by side; what is missing is never looked at.
     #[inline(always)]
     fn gather<const N: usize>(&self, first: usize, rows: usize, a: &mut [[f32; N]]) {
         let rank = self.of.rank;
         for (row, values) in self.of.a[first * rank..][..rows * rank].chunks_exact(rank).enumerate() {
-            for (a, value) in a[row / N * rank..][..rank].iter_mut().zip(values) {
-                a[row % N] = *value;
+            for (a, value) in a.iter_mut().zip(values) {
+                a[row] = *value;
             }
         }
     }
 
-    /// Codes of row `n` and the columns from `from` on, of their sums.
+    /// Asks for Φ0 of `rows` from row `first` on, and of a strip from column `from` on, ahead of its use.
     #[inline(always)]
-    fn round(&self, n: usize, from: usize, sums: &[f32; STRIP], codes: &mut [u8]) {
+    fn fetch(&self, first: usize, rows: usize, from: usize) {
+        let Factors { scheme, phi, stored, k, .. } = self.of;
+        let bytes = stored.row_bytes(scheme, from)..stored.row_bytes(scheme, (from + STRIP).min(k));
+        let row_bytes = stored.row_bytes(scheme, k);
+        for row in phi[first * row_bytes..].chunks_exact(row_bytes).take(rows) {
+            fetch(&row[bytes.clone()]);
+        }
+    }
+
+    /// What becomes of Z in row `n` and the columns from `from` on, of their sums.
+    #[inline(always)]
+    fn round<T>(&self, n: usize, from: usize, sums: &[f32; STRIP], to: &mut [T], rule: impl Fn(f32, f32, f32) -> T) {
         let Factors { scheme, phi, stored, factor, k, .. } = self.of;
         let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
         // An even number of columns lies before, so that they are whole bytes.
-        let bytes = stored.row_bytes(scheme, from)..stored.row_bytes(scheme, from + codes.len());
+        let bytes = stored.row_bytes(scheme, from)..stored.row_bytes(scheme, from + to.len());
+        let phi = &phi[n * stored.row_bytes(scheme, k)..][bytes];
+        if stored == Phi::Q {
+            let unit = Phi::unit(scheme);
+            for ((to, p), c) in to.iter_mut().zip(phi).zip(sums) {
+                *to = rule(factor.mul_add(*c, f32::from(*p as i8) * unit), qmin, qmax);
+            }
+            return;
+        }
         let mut z = [0.0; STRIP];
-        stored.unpack_row(scheme, &phi[n * stored.row_bytes(scheme, k)..][bytes], &mut z[..codes.len()]);
-        for ((code, z), c) in codes.iter_mut().zip(&z).zip(sums) {
-            *code = grid::unsigned_code(factor.mul_add(*c, *z), qmin, qmax);
+        stored.unpack_row(scheme, phi, &mut z[..to.len()]);
+        for ((to, z), c) in to.iter_mut().zip(&z).zip(sums) {
+            *to = rule(factor.mul_add(*c, *z), qmin, qmax);
         }
     }
 }
@@ -103,7 +127,7 @@ mod tests {
     fn on<S: Simd>(simd: Option<S>, of: &Rounding, first: usize, codes: &mut [u8]) {
         if let Some(simd) = simd {
             codes.fill(0xEE);
-            simd.vectorize(Rows { of, first, codes });
+            simd.vectorize(Rows { of, first, to: codes, rule: grid::unsigned_code });
         }
     }
 
@@ -136,6 +160,10 @@ mod tests {
                         *want = (code - scheme.qmin()) as u8;
                     }
                     let mut got = want.clone();
+                    let mut kept = vec![0; got.len()];
+                    rounding.kept(first, &mut kept);
+                    let clipped = |kept: &i8| f32::from(*kept).clamp(scheme.qmin(), scheme.qmax()) - scheme.qmin();
+                    assert!(bits == 8 || kept.iter().map(|kept| clipped(kept) as u8).eq(want.iter().copied()));
                     let mut check = |what: &str, make: &dyn Fn(&mut [u8])| {
                         make(&mut got);
                         assert!(got == want, "{what} [{n}, {k}] r {rank} w{bits} {stored} from {first}");

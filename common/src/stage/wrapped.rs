@@ -120,7 +120,7 @@ pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each:
         each(spec.bytes() as u64);
         Ok(())
     };
-    ahead(&specs, make, put)
+    ahead(&specs, Spec::bytes, make, put)
 }
 
 /// Of a tensor of any size, part by part: no more of it is resident at a time.

@@ -14,7 +14,7 @@ use crate::compute::backend::{LowRank, Weight};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::grid::{self, COLUMNS, ROWS};
 use crate::quant::lanes;
-use crate::quant::{Factors, RealWeight, Scheme, pack};
+use crate::quant::{Factors, RealWeight, Rounding, Scheme, pack};
 
 /// A weight [n, k] whose Ŵ is made where it is needed.
 pub enum MadeWeight<'a, E> {
@@ -169,16 +169,7 @@ impl<'a, E: Element> LowRankRows<'a, E> {
     pub fn new(w: &LowRank<'a, Cpu<E>>) -> LowRankRows<'a, E> {
         let scale = w.scale.iter().map(|s| grid::forward_scale(*s)).collect();
         LowRankRows {
-            real: RealWeight::new(Factors {
-                scheme: w.scheme,
-                phi: w.phi.bytes(),
-                stored: w.stored,
-                a: w.a,
-                b: w.b,
-                rank: w.rank,
-                factor: w.factor,
-                k: w.k,
-            }),
+            real: RealWeight::new(factors(w)),
             grid: GridRows::new(w.scheme, w.k, Cow::Owned(scale), w.zero.map(|z| &z[..])),
             integers: w.integers.filter(|_| fits_a_byte(w.scheme)).map(|i| &i[..]),
             n: w.n,
@@ -288,33 +279,25 @@ pub fn round_all<E: Element>(w: &LowRank<Cpu<E>>, to: &mut [i8]) {
     if !fits_a_byte(w.scheme) {
         return;
     }
-    let made = LowRankRows::new(&LowRank { integers: None, ..*w });
-    let (qmin, qmax) = (w.scheme.qmin(), w.scheme.qmax());
+    let rounding = Rounding::new(factors(w));
     // So many rows that a panel of B, once in the cache, serves some blocks.
     const TOGETHER: usize = 8 * ROWS;
-    to[..w.n * w.k].par_chunks_mut(TOGETHER * w.k).enumerate().for_each(|(i, to)| {
-        let rows = i * TOGETHER..i * TOGETHER + to.len() / w.k;
-        simd(
-            #[inline(always)]
-            || {
-                made.real.fetch(rows.clone(), 0..w.k);
-                for from in (0..w.k).step_by(COLUMNS) {
-                    let columns = from..(from + COLUMNS).min(w.k);
-                    for first in rows.clone().step_by(ROWS) {
-                        let block = first..(first + ROWS).min(rows.end);
-                        let z = made.real.block(block.clone(), columns.clone());
-                        for (row, z) in block.zip(&z) {
-                            each(
-                                &mut to[(row - rows.start) * w.k..][columns.clone()],
-                                #[inline(always)]
-                                |j| grid::kept(z[j], qmin, qmax),
-                            );
-                        }
-                    }
-                }
-            },
-        );
-    });
+    let to = to[..w.n * w.k].par_chunks_mut(TOGETHER * w.k).enumerate();
+    to.for_each(|(i, to)| rounding.kept(i * TOGETHER, to));
+}
+
+/// What Z is made of.
+fn factors<'a, E: Element>(w: &LowRank<'a, Cpu<E>>) -> Factors<'a> {
+    Factors {
+        scheme: w.scheme,
+        phi: w.phi.bytes(),
+        stored: w.stored,
+        a: w.a,
+        b: w.b,
+        rank: w.rank,
+        factor: w.factor,
+        k: w.k,
+    }
 }
 
 /// Scales and zero points by row and column.

@@ -2,6 +2,7 @@
 //! exactly, norms as F32, embedding and head as floats.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -107,9 +108,10 @@ pub(super) fn write(path: &Path, target: &Target, mut each: impl FnMut(u64) + Se
         each(spec.bytes() as u64);
         Ok(())
     };
-    let (mut digests, spare) = (Digests::new(), Spare::default());
-    ahead(&parts, |(spec, part), made| make(target, spec, part, made, &spare, &mut digests), write)?;
-    Ok((writer.finish()?, digests))
+    let (digests, spare) = (Mutex::default(), Spare::default());
+    let make = |(spec, part): &(TensorSpec, Part), made: &mut Made| make(target, spec, part, made, &spare, &digests);
+    ahead(&parts, |(spec, _)| spec.bytes(), make, write)?;
+    Ok((writer.finish()?, digests.into_inner().unwrap_or_else(PoisonError::into_inner)))
 }
 
 fn entries(target: &Target, parts: &[(TensorSpec, Part)]) -> Result<Vec<(String, Entry)>> {
@@ -130,7 +132,7 @@ fn make(
     part: &Part,
     made: &mut Made,
     spare: &Spare<Vec<u8>>,
-    digests: &mut Digests,
+    digests: &Mutex<Digests>,
 ) -> Result<()> {
     match part {
         Part::Float { name, shape } => made.store(target.source.float(name, shape)?),
@@ -140,7 +142,7 @@ fn make(
             let grid = w.grid();
             representable(target, linear, &grid)?;
             let digest = blocks(target, spec.ty, linear, &w, &grid, spare, made.room(spec.bytes())?);
-            digests.insert(linear.name.clone(), digest);
+            digests.lock().unwrap_or_else(PoisonError::into_inner).insert(linear.name.clone(), digest);
             w.phi.forget();
         }
     }
@@ -183,11 +185,12 @@ fn blocks(
 
 /// Blocks hold scales as f16.
 fn representable(target: &Target, linear: &LinearName, grid: &LinearGrid) -> Result<()> {
-    let exact = |s: &&f32| half::f16::from_f32(**s).to_f32() == **s;
-    match grid.scale.iter().find(|s| !exact(s)) {
-        None => Ok(()),
-        Some(s) => Err(target.cannot_say(format!("{}: a scale of {s:e} is not exact in f16", linear.name))),
-    }
+    let exact = |s: &f32| half::f16::from_f32(*s).to_f32() == *s;
+    let Some(at) = grid.scale.iter().position(|s| !exact(s)) else { return Ok(()) };
+    let groups = target.scheme.groups(linear.k);
+    let place = format!("row {}, group {}", at / groups, at % groups);
+    let why = format!("{}: the scale {:e} of {place} is not exact in F16", linear.name, grid.scale[at]);
+    Err(target.cannot_say(why, "scale"))
 }
 
 /// Rows of a head, for q and k, whose rows have another order in a GGUF.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -111,10 +112,13 @@ impl Target<'_> {
     }
 
     /// What a value that the format cannot say is reported as.
-    pub(super) fn cannot_say(&self, why: String) -> Error {
+    pub(super) fn cannot_say(&self, why: String, suffix: &str) -> Error {
         let cure = match self.format {
-            Format::Gptq => "choose --format gptq-v2 or compressed-tensors",
-            Format::CompressedTensors => "report this: it should be impossible",
+            Format::Gptq if suffix == "qzeros" => "choose --format gptq-v2 or compressed-tensors",
+            // Its scales have the type of the model: f16 is narrower than bf16.
+            Format::CompressedTensors | Format::IntQuantized => {
+                "start again from the model with torch_dtype bfloat16 in its config.json"
+            }
             _ => "choose --format compressed-tensors",
         };
         Error::input(self.from, why, format!("values that {} can say", self.format), cure)
@@ -207,7 +211,7 @@ impl Target<'_> {
             Format::Awq => awq::encode_rest(suffix, n, k, scheme, grid),
             Format::Gguf => no_safetensors(),
         };
-        bytes.map_err(|why| self.cannot_say(format!("{}: {why}", linear.name)))
+        bytes.map_err(|why| self.cannot_say(format!("{}: {why}", linear.name), suffix))
     }
 }
 
@@ -263,7 +267,7 @@ fn safetensors(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -
     let metadata = [("format", "pt".to_string())];
     let mut writer = TensorWriter::create(OutputFile::create(path)?, target.specs()?, &metadata)?;
     let specs = writer.order().to_vec();
-    let mut encoder = Encoder::new(target);
+    let encoder = Encoder::new(target);
     let write = |spec: &Spec, made: &Made| {
         match made.stored() {
             Some(tensor) => writer.copy(&spec.name, tensor)?,
@@ -272,15 +276,15 @@ fn safetensors(path: &Path, target: &Target, mut each: impl FnMut(u64) + Send) -
         each(spec.bytes() as u64);
         Ok(())
     };
-    ahead(&specs, |spec, made| encoder.encode(spec, made), write)?;
-    Ok((writer.finish()?, encoder.digests))
+    ahead(&specs, Spec::bytes, |spec, made| encoder.encode(spec, made), write)?;
+    Ok((writer.finish()?, encoder.digests.into_inner().unwrap_or_else(PoisonError::into_inner)))
 }
 
 /// Makes the tensors of `model.safetensors`.
 struct Encoder<'a> {
     target: &'a Target<'a>,
     linears: BTreeMap<String, LinearName>,
-    digests: Digests,
+    digests: Mutex<Digests>,
     spare: Spare<Block>,
 }
 
@@ -294,10 +298,10 @@ struct Block {
 impl<'a> Encoder<'a> {
     fn new(target: &'a Target<'a>) -> Encoder<'a> {
         let linears = target.linears().into_iter().map(|linear| (linear.name.clone(), linear)).collect();
-        Encoder { target, linears, digests: Digests::new(), spare: Spare::default() }
+        Encoder { target, linears, digests: Mutex::default(), spare: Spare::default() }
     }
 
-    fn encode(&mut self, spec: &Spec, made: &mut Made) -> Result<()> {
+    fn encode(&self, spec: &Spec, made: &mut Made) -> Result<()> {
         let target = self.target;
         let (stem, suffix) = spec.name.rsplit_once('.').unwrap_or((&spec.name, ""));
         let Some(linear) = self.linears.get(stem) else {
@@ -311,7 +315,7 @@ impl<'a> Encoder<'a> {
         }
         if Some(suffix) == target.format.codes_suffix() {
             let digest = target.encode_codes(linear, &self.spare, made.room(spec.bytes())?)?;
-            self.digests.insert(stem.to_string(), digest);
+            self.digests.lock().unwrap_or_else(PoisonError::into_inner).insert(stem.to_string(), digest);
         } else {
             made.put(target.encode_rest(suffix, linear, &target.source.grid(linear)?)?);
         }
