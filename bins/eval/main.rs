@@ -1,5 +1,6 @@
-//! `eval`: perplexity, divergence and zero-shot accuracy of any artefact.
+//! `eval`: perplexity, divergence and zero-shot accuracy of any artefact, and text that it writes.
 
+mod generate;
 mod kept;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use common::score::perplexity::{self, Protocol, Reader};
 use common::score::tasks::{self, Prefix, Request, Task};
 use common::stage::open::Artefact;
 use common::stage::report::{ArtefactReport, Report};
+use generate::GenerateFlags;
 use half::bf16;
 use kept::Kept;
 use serde_json::{Map, Value};
@@ -52,6 +54,8 @@ struct Args {
     /// Begin texts with BOS; auto does what the tokenizer does
     #[arg(long, value_enum, default_value = "auto")]
     bos: Bos,
+    #[command(flatten)]
+    generate: GenerateFlags,
     /// Exit with status 3 if a perplexity is larger
     #[arg(long, value_name = "X")]
     max_ppl: Option<f64>,
@@ -134,18 +138,22 @@ fn asked<B: Backend>(
     let digest = |text: &String| blake3::hash(text.as_bytes()).to_hex().to_string();
     let names: Vec<String> = args.ppl.iter().map(|path| path.display().to_string()).collect();
     let tasks = task_files.iter().map(|path| text::digest(path)).collect::<Result<Vec<_>>>()?;
-    let asked = serde_json::json!({
+    let mut asked = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"), "path": backend.path(), "texts": names,
         "digests": texts.iter().map(digest).collect::<Vec<_>>(), "tasks": tasks, "ctx": args.ctx,
         "max_blocks": args.max_blocks, "limit": args.limit, "bos": format!("{:?}", args.bos),
         "reference": reference.map(Artefact::digest).transpose()?,
     });
+    if let Some(generate) = args.generate.asked() {
+        asked["generate"] = generate;
+    }
     Ok(asked.to_string())
 }
 
 fn check(args: &Args) -> Result<()> {
-    if args.ppl.is_empty() && args.tasks.is_empty() {
-        return Err(Error::usage("nothing to measure", "give --ppl TEXT or --tasks FILE.jsonl"));
+    args.generate.check()?;
+    if args.ppl.is_empty() && args.tasks.is_empty() && args.generate.asked().is_none() {
+        return Err(Error::usage("nothing to measure", "give --ppl TEXT, --tasks FILE.jsonl or --generate PROMPT"));
     }
     if args.ctx < 2 {
         return Err(Error::usage("--ctx must be at least 2", "a block predicts all of its tokens but the first"));
@@ -187,8 +195,10 @@ fn evaluate<B: Backend>(
     }
     let requests =
         tasks.iter().map(|t| task_requests(t, &tokenizer, bos, artefact.config())).collect::<Result<Vec<_>>>()?;
+    let prompts = args.generate.prompts(path, &tokenizer, bos, vocab)?;
     let longest = requests.iter().flatten().map(|r| r.context.len() + r.continuation.len()).max().unwrap_or(0);
     let (positions, rows) = extent(args, !texts.is_empty(), longest);
+    let positions = positions.max(args.generate.positions(&prompts));
     let made_for = artefact.config().max_positions;
     if positions > made_for {
         let what =
@@ -203,6 +213,7 @@ fn evaluate<B: Backend>(
         scheme: artefact.scheme().map(|s| s.to_string()),
         ppl: Map::new(),
         tasks: Map::new(),
+        generated: Vec::new(),
         digest: None,
         measured: None,
     };
@@ -244,6 +255,7 @@ fn evaluate<B: Backend>(
         bar.finish_and_clear();
         out.tasks.insert(task.name().to_string(), value(&task.report(&scored)?));
     }
+    out.generated = args.generate.run(&args.common, backend, &model, &tokenizer, &prompts)?;
     Ok(out)
 }
 
@@ -274,7 +286,7 @@ fn encode_text(path: &Path, text: &str, tokenizer: &Tokenizer, bos: bool, vocab:
     Ok(ids)
 }
 
-fn check_ids(path: &Path, ids: &[u32], vocab: usize) -> Result<()> {
+pub fn check_ids(path: &Path, ids: &[u32], vocab: usize) -> Result<()> {
     match ids.iter().find(|id| **id as usize >= vocab) {
         None => Ok(()),
         Some(id) => Err(Error::input(

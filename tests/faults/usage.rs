@@ -88,6 +88,14 @@ fn values_that_cannot_be() {
         ),
         usage("no threads", "fold checkpoint -o out --threads 0", &["--threads 0", "; give at least 1"]),
         usage("nothing to measure", "eval model", &["nothing to measure", "; give --ppl TEXT"]),
+        usage("no text", "eval model --generate a --max-tokens 0", &["--max-tokens 0", "; give 1"]),
+        usage("a temperature", "eval model --generate a --temperature=-1", &["--temperature -1", "; give a temp"]),
+        usage("a part", "eval model --generate a --top-p 1.5", &["--top-p 1.5", "; give a temperature"]),
+        usage(
+            "a text beyond memory",
+            "eval model --generate a --max-tokens 2000000",
+            &["--max-tokens 2000000", "; give 1 to 1048576"],
+        ),
         usage("a block of one", "eval model --ppl text.txt --ctx 1", &["--ctx must be at least 2", "; "]),
         usage(
             "a reference for nothing",

@@ -4,5 +4,7 @@ mod chain;
 mod resume;
 /// What is said of a checkpoint is said of the folded integers, for every kind of scheme; any number of threads.
 mod same;
+/// Text that models write.
+mod generate;
 /// Learning from a model that runs along, and from its answers in a file.
 mod teacher;

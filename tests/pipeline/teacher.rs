@@ -114,6 +114,17 @@ fn answers_from_a_file_teach_the_same() {
     assert!(0.0 < first[0] && first[0] < first[1] && first[1] < 1.001 * live[0], "{first:?} {}", live[0]);
 }
 
+/// Wherever a window lies, its answers are those to its own tokens: from its own a model has nothing to learn.
+#[test]
+fn windows_have_their_own_answers() {
+    let dir = Dir::with_stages();
+    dir.run("shard text.txt --tokenizer model --teacher wrapped --top-k all --seq 32 -o own").ok();
+    let line = "qat-step wrapped --shards own --steps 1 --batch 16 --accum 2 --seq 32 --loss kl -o out";
+    dir.run(line).ok();
+    let kl = column(&dir, "out", "kl")[0];
+    assert!(kl.abs() < 1e-4, "{kl}");
+}
+
 #[test]
 fn shards_with_answers_are_told_apart() {
     let dir = Dir::with_stages();

@@ -333,6 +333,17 @@ pub trait Backend: Sync {
         out: &mut Self::Activation,
         lse: &mut Self::Buffer,
     );
+    /// Attention of one more token: its q, k and v [1, …] turn by `position`, k and v become that row of the kept ones
+    /// [_, kv·hd], keys and values, and out = attention to the rows up to it.
+    fn attention_step(
+        &self,
+        table: &Self::Rope,
+        qkv: [&mut Self::Activation; 3],
+        heads: Heads,
+        position: usize,
+        kept: [&mut Self::Activation; 2],
+        out: &mut Self::Activation,
+    );
     #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &self,

@@ -3,6 +3,7 @@
 pub mod backward;
 pub mod config;
 pub mod forward;
+pub mod generate;
 pub mod ledger;
 pub mod names;
 pub mod params;

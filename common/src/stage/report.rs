@@ -22,6 +22,16 @@ pub struct Perplexity {
     pub top1: Option<f64>,
 }
 
+/// A text that a model wrote.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Generated {
+    pub prompt: String,
+    /// What follows the prompt.
+    pub text: String,
+    pub tokens: usize,
+    pub seconds: f64,
+}
+
 /// All that was measured of one artefact; texts and tasks in the order of the command line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ArtefactReport {
@@ -31,6 +41,9 @@ pub struct ArtefactReport {
     pub scheme: Option<String>,
     pub ppl: Map<String, Value>,
     pub tasks: Map<String, Value>,
+    /// What it wrote after each prompt.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub generated: Vec<Generated>,
     /// In a report that is kept as a file: digest of the artefact, and of it with all that was asked of it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub digest: Option<String>,
@@ -69,7 +82,20 @@ impl Report {
             self.row("scheme", |a| Some(a.scheme.clone().unwrap_or("float".into()))),
         ];
         rows.extend(self.figures());
-        align(&rows)
+        align(&rows) + &self.texts()
+    }
+
+    /// What the artefacts wrote, one after another.
+    fn texts(&self) -> String {
+        let mut out = String::new();
+        for artefact in &self.artefacts {
+            for g in &artefact.generated {
+                let rate = g.tokens as f64 / g.seconds.max(1e-9);
+                out += &format!("\n{}, {} tokens, {rate:.1} a second:\n{}", artefact.path, g.tokens, g.prompt);
+                out += &format!("{}\n", g.text);
+            }
+        }
+        out
     }
 
     /// A row per figure: what it is, then its value for each artefact.
@@ -151,6 +177,7 @@ mod tests {
             scheme: (kind != "model").then(|| "w4pc".into()),
             ppl: json!({"t.txt": {"ppl": ppl, "ctx": 2048, "blocks": 2, "bos": false}}).as_object().unwrap().clone(),
             tasks: json!({"piqa": {"acc": 0.5, "acc_stderr": 0.125, "n": 16}}).as_object().unwrap().clone(),
+            generated: Vec::new(),
             digest: None,
             measured: None,
         };

@@ -9,7 +9,7 @@ use super::element::Element;
 use super::linear::Workspace;
 use super::product::kernel_name;
 use super::rope::RopeTable;
-use super::{adamw, divergence, elementwise, embedding, head, linear, made, rmsnorm, rope};
+use super::{adamw, attention_step, divergence, elementwise, embedding, head, linear, made, rmsnorm, rope};
 use crate::compute::backend::{
     AdamStep, Backend, Branch, Extent, Head, Heads, Loss, Output, RowLoss, Teaching, TokenScore, Weight,
 };
@@ -215,6 +215,19 @@ impl<E: Element> Backend for Cpu<E> {
             &mut out[..rows * wide],
             &mut lse[..rows * heads.heads],
         );
+    }
+
+    fn attention_step(
+        &self,
+        table: &RopeTable,
+        qkv: [&mut Aligned<E>; 3],
+        heads: Heads,
+        position: usize,
+        kept: [&mut Aligned<E>; 2],
+        out: &mut Aligned<E>,
+    ) {
+        let (qkv, kept) = (qkv.map(|x| &mut x[..]), kept.map(|x| &mut x[..]));
+        attention_step::attention_step(table, qkv, heads, position, kept, out);
     }
 
     fn attention_backward(

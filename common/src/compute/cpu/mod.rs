@@ -14,6 +14,7 @@ pub mod weight_gradient;
 pub mod head;
 pub mod adamw;
 pub mod attention;
+pub mod attention_step;
 pub mod elementwise;
 pub mod embedding;
 pub mod product;

@@ -37,6 +37,17 @@ pub fn rope_backward<E: Element>(dx: &mut [E], heads: usize, head_dim: usize, se
     rotate_all(dx, heads, head_dim, segments, table, -1.0);
 }
 
+/// One row turned as that of a position.
+pub fn rope_at<E: Element>(row: &mut [E], head_dim: usize, position: usize, table: &RopeTable) {
+    let half = table.half;
+    assert!(head_dim == 2 * half, "rope: a table for head_dim {}, used with {head_dim}", 2 * half);
+    assert!((position + 1) * half <= table.cos.len(), "rope: position {position} exceeds the table");
+    let at = position * half..(position + 1) * half;
+    for head in row.chunks_exact_mut(head_dim) {
+        rotate(head, &table.cos[at.clone()], &table.sin[at.clone()], 1.0);
+    }
+}
+
 fn rotate_all<E: Element>(
     x: &mut [E],
     heads: usize,

@@ -167,6 +167,13 @@ pub struct Tile {
 
 impl Element for Tile {}
 
+impl Tile {
+    /// One query, the last of a sequence that begins with row 0.
+    pub fn of_row(row: usize) -> Tile {
+        Tile { row: row as i32, start: 0, end: row as i32 + 1 }
+    }
+}
+
 // SAFETY: five numbers of four bytes, in the order of attention.cuh.
 unsafe impl Argument for Shape {
     const SIZE: usize = size_of::<Shape>();

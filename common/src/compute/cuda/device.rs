@@ -107,13 +107,13 @@ impl Cuda {
         x: &mut Memory<bf16>,
         heads: usize,
         head_dim: usize,
-        segments: &[usize],
-        to: f32,
+        positions: Vec<i32>,
+        direction: f32,
     ) {
         assert!(head_dim == 2 * table.half, "rope: a table for head_dim {}, used with {head_dim}", 2 * table.half);
-        let pairs = rows(segments) * heads * table.half;
+        let pairs = positions.len() * heads * table.half;
         let x = x.view_mut(0..2 * pairs);
-        self.positions.with(&self.gpu, positions(segments), |at| {
+        self.positions.with(&self.gpu, positions, |at| {
             let (cosines, sines, heads, half) =
                 (table.cosines.all(), table.sines.all(), heads as i32, table.half as i32);
             self.kernels.rope.rope(
@@ -123,7 +123,7 @@ impl Cuda {
                 at,
                 cosines,
                 sines,
-                to,
+                direction,
                 heads,
                 half,
                 pairs as i64,
@@ -353,7 +353,7 @@ impl Backend for Cuda {
     }
 
     fn rope_forward(&self, table: &Rotations, x: &mut Memory<bf16>, heads: usize, head_dim: usize, segments: &[usize]) {
-        self.rotate(table, x, heads, head_dim, segments, 1.0);
+        self.rotate(table, x, heads, head_dim, positions(segments), 1.0);
     }
 
     fn rope_backward(
@@ -364,7 +364,7 @@ impl Backend for Cuda {
         head_dim: usize,
         segments: &[usize],
     ) {
-        self.rotate(table, dx, heads, head_dim, segments, -1.0);
+        self.rotate(table, dx, heads, head_dim, positions(segments), -1.0);
     }
 
     fn attention_forward(
@@ -411,6 +411,35 @@ impl Backend for Cuda {
             let operands = Operands { q, k, v, tiles, count, shape };
             self.delta.with(&self.gpu, rows * heads.heads, |delta| {
                 attention::backward(&self.gpu, &self.attention, operands, given, delta.all_mut(), grads);
+            });
+        });
+    }
+
+    fn attention_step(
+        &self,
+        table: &Rotations,
+        [q, k, v]: [&mut Memory<bf16>; 3],
+        heads: Heads,
+        position: usize,
+        [keys, values]: [&mut Memory<bf16>; 2],
+        out: &mut Memory<bf16>,
+    ) {
+        let Heads { heads: of_q, kv_heads, head_dim, .. } = heads;
+        let (width, kept) = (of_q * head_dim, kv_heads * head_dim);
+        self.rotate(table, q, of_q, head_dim, vec![position as i32], 1.0);
+        self.rotate(table, k, kv_heads, head_dim, vec![position as i32], 1.0);
+        let row = position * kept..(position + 1) * kept;
+        self.gpu.copy(k.view(0..kept), keys.view_mut(row.clone()), kept);
+        self.gpu.copy(v.view(0..kept), values.view_mut(row.clone()), kept);
+        // The last row of a sequence whose other queries nobody asks for.
+        let shape = Shape::new(of_q, kv_heads, head_dim, heads.window);
+        let (q, k, v) = (q.view(0..width).placed_at(position * width), keys.view(0..row.end), values.view(0..row.end));
+        let out = out.view_mut(0..width).placed_at(position * width);
+        self.delta.with(&self.gpu, of_q, |lse| {
+            let lse = lse.view_mut(0..of_q).placed_at(position * of_q);
+            self.tiles.with(&self.gpu, vec![Tile::of_row(position)], |tiles| {
+                let operands = Operands { q, k, v, tiles, count: 1, shape };
+                attention::forward(&self.gpu, &self.attention, operands, out, lse);
             });
         });
     }

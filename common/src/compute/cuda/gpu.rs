@@ -138,6 +138,14 @@ impl Gpu {
         }
     }
 
+    /// Copies `len` elements, which both views have.
+    pub fn copy<T: Pod>(&self, from: Ref<T>, to: Mut<T>, len: usize) {
+        // SAFETY: both views are as long.
+        let copy =
+            |stream| unsafe { result::memcpy_dtod_async(to.address(), from.address(), len * size_of::<T>(), stream) };
+        self.work("copying on the GPU", copy);
+    }
+
     /// Copies to the host, after all work before.
     pub fn read<T: Pod>(&self, from: Ref<T>, to: &mut [T]) {
         if to.is_empty() {

@@ -55,6 +55,11 @@ impl<'a, T> Ref<'a, T> {
     pub fn offset(self, elements: usize) -> Ref<'a, T> {
         Ref(self.0 + (elements * size_of::<T>()) as u64, PhantomData)
     }
+
+    /// Where element 0 would be if this were element `elements`: for a kernel that touches none before that one.
+    pub fn placed_at(self, elements: usize) -> Ref<'a, T> {
+        Ref(self.0.wrapping_sub((elements * size_of::<T>()) as u64), PhantomData)
+    }
 }
 
 impl<'a, T> Mut<'a, T> {
@@ -62,6 +67,11 @@ impl<'a, T> Mut<'a, T> {
 
     pub fn address(&self) -> u64 {
         self.0
+    }
+
+    /// Where element 0 would be if this were element `elements`: for a kernel that touches none before that one.
+    pub fn placed_at(self, elements: usize) -> Mut<'a, T> {
+        Mut(self.0.wrapping_sub((elements * size_of::<T>()) as u64), PhantomData)
     }
 
     /// For a shorter time.

@@ -3,7 +3,7 @@
 use gpu_emulator::Device;
 
 use super::{Case, compare, devices, narrow, random, wide};
-use crate::compute::backend::Backend;
+use crate::compute::backend::{Backend, Heads};
 use crate::format::tensor::{Dtype, Tensor};
 
 /// Rounding to bf16 of values up to five times the root mean square: half a unit is 2^-9 of the value.
@@ -123,6 +123,42 @@ fn changes_of_type() {
     Device::new().run(|| {
         for len in [1, 255, 256, 1000] {
             compare(&format!("{len}"), &Types(len), |_| 0.0);
+        }
+    });
+}
+
+struct Step {
+    heads: Heads,
+    tokens: usize,
+}
+
+impl Case for Step {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f32>)> {
+        let Step { heads, tokens } = *self;
+        let (width, kept) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+        let frequencies: Vec<f32> = (0..heads.head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
+        let table = b.rope_table(&frequencies, tokens).unwrap();
+        let [mut keys, mut values] = [0, 1].map(|_| b.activation(tokens * kept).unwrap());
+        let mut all = Vec::new();
+        for at in 0..tokens {
+            let [mut q, mut k, mut v] =
+                [(1, width), (2, kept), (3, kept)].map(|(seed, len)| narrow(b, &random(seed + 10 * at as u64, len)));
+            let mut out = b.activation(width).unwrap();
+            b.attention_step(&table, [&mut q, &mut k, &mut v], heads, at, [&mut keys, &mut values], &mut out);
+            all.extend(wide(b, &out, width));
+        }
+        vec![("out", all), ("keys", wide(b, &keys, tokens * kept)), ("values", wide(b, &values, tokens * kept))]
+    }
+}
+
+/// Probabilities are rounded to bf16 on the GPU alone.
+#[test]
+fn attention_step() {
+    Device::new().run(|| {
+        for (heads, kv_heads, head_dim, window) in [(4, 2, 16, None), (3, 3, 20, Some(9)), (2, 1, 64, Some(65))] {
+            let heads = Heads { heads, kv_heads, head_dim, window };
+            let limit = |name: &str| if name == "out" { 2.0 * ROUNDED } else { 0.0 };
+            compare(&format!("{heads:?}"), &Step { heads, tokens: 70 }, limit);
         }
     });
 }
