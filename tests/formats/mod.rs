@@ -1,5 +1,6 @@
 //! `fold --format`: every scheme in every format that holds it, read back by `eval` and `ptq-init`.
 
+mod read_back;
 mod readers;
 mod refused;
 mod targets;
