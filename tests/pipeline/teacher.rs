@@ -88,28 +88,27 @@ fn micro_batches_of_one_reading() {
     }
 }
 
-/// With one window to draw, the answers in the file are of the same tokens as the live teacher's.
+/// On shards with answers the live teacher reads the same windows, so all of its answers teach the same, but for their
+/// rounding.
 #[test]
 fn answers_from_a_file_teach_the_same() {
     let dir = Dir::with_stages();
-    let details: Value = serde_json::from_slice(&fs::read(dir.join("shards/stage.json")).unwrap()).unwrap();
-    let seq = details["details"]["tokens"].as_u64().unwrap();
-    let train = format!("qat-step wrapped --steps 4 --batch 1 --seq {seq} --lr-ab 0.01 --loss kl");
-    dir.run(&format!("{train} --shards shards --teacher model -o live")).ok();
-    let live = column(&dir, "live", "kl");
+    let train = "qat-step wrapped --steps 4 --batch 3 --accum 2 --seq 32 --lr-ab 0.01 --loss kl";
     let mut first = Vec::new();
     for (top, bytes) in [("32", 130), ("200", 802), ("all", 2 * crate::tiny_llama::VOCAB)] {
-        let shard = format!("shard text.txt --tokenizer model --teacher model --top-k {top} --seq {seq}");
-        let ran = dir.run(&format!("{shard} -o shards-{top}"));
+        let ran =
+            dir.run(&format!("shard text.txt --tokenizer model --teacher model --top-k {top} --seq 32 -o of-{top}"));
         assert!(ran.stderr.contains(&format!("answers of {bytes} bytes per token")), "{}", ran.stderr);
         ran.ok();
-        dir.run(&format!("{train} --shards shards-{top} -o stored-{top}")).ok();
-        let stored = column(&dir, &format!("stored-{top}"), "kl");
-        if top == "all" {
-            assert!(live.iter().zip(&stored).all(|(a, b)| (b / a - 1.0).abs() < 2e-3), "{live:?} {stored:?}");
-        }
-        first.push(stored[0]);
+        dir.run(&format!("{train} --shards of-{top} -o stored-{top}")).ok();
+        first.push(column(&dir, &format!("stored-{top}"), "kl")[0]);
     }
+    dir.run(&format!("{train} --shards of-all --teacher model -o live")).ok();
+    let (live, stored) = (column(&dir, "live", "kl"), column(&dir, "stored-all", "kl"));
+    let off = |(a, b): (&f64, &f64)| (b / a - 1.0).abs();
+    assert!(off((&live[0], &stored[0])) < 1e-3, "{live:?} {stored:?}");
+    // A weight that is rounded the other way, and the runs part a little.
+    assert!(live.iter().zip(&stored).all(|pair| off(pair) < 1e-2), "{live:?} {stored:?}");
     // What a model does not tell apart can only be less.
     assert!(0.0 < first[0] && first[0] < first[1] && first[1] < 1.001 * live[0], "{first:?} {}", live[0]);
 }

@@ -71,15 +71,16 @@ fn choose(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
 mod tests {
     use super::*;
 
+    const DRAWS: u32 = 40_000;
+
     fn drawn(logits: &[f32], temperature: f64, top_p: f64) -> Vec<f64> {
         let sampling = Sampling { temperature, top_p, seed: 1 };
         let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
-        let mut counts = vec![0.0; logits.len()];
-        const DRAWS: usize = 40_000;
+        let mut counts = vec![0u32; logits.len()];
         for _ in 0..DRAWS {
-            counts[choose(logits, sampling, &mut random) as usize] += 1.0 / DRAWS as f64;
+            counts[choose(logits, sampling, &mut random) as usize] += 1;
         }
-        counts
+        counts.into_iter().map(|n| f64::from(n) / f64::from(DRAWS)).collect()
     }
 
     fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
@@ -91,7 +92,7 @@ mod tests {
     /// Within five standard deviations.
     fn like(found: &[f64], expected: &[f64]) {
         for (found, p) in found.iter().zip(expected) {
-            assert!((found - p).abs() <= 5.0 * (p * (1.0 - p) / 40_000.0).sqrt(), "{found} {p}");
+            assert!((found - p).abs() <= 5.0 * (p * (1.0 - p) / f64::from(DRAWS)).sqrt(), "{found} {p}");
         }
     }
 

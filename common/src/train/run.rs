@@ -63,7 +63,9 @@ impl<B: Backend> Run<'_, B> {
         let lengths = if self.keep_integers { lengths.keeping_integers(&model.config) } else { lengths };
         let mut acts = lengths.allocate(self.backend)?;
         let mut grads = model.params.zeros_like(self.backend)?;
-        let windows = self.shards.windows(self.recipe.seq, matches!(self.taught, Taught::ByAnswers(_)))?;
+        // A teacher that runs along reads the windows that it would have answered before: the two can be compared.
+        let answered = |a: &Answered| self.recipe.objective.taught() && a.seq == self.recipe.seq;
+        let windows = self.shards.windows(self.recipe.seq, self.shards.answers.as_ref().is_some_and(answered))?;
         for t in from..self.until {
             let begun = Instant::now();
             let terms = self.gradients(model, t, &windows, &mut acts, &mut grads)?;
