@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::device::Cuda;
 use super::gpu::Grid;
 use super::launch::{Argument, Element, kernels};
 use super::linear::Target;
 use super::memory::{Carve, Memory, Mut, Ref};
+use super::state::Cuda;
 use super::weight::stored_kind;
 use crate::compute::answers::{Answer, Answers, Layout};
 use crate::compute::backend::{Head, Loss, NO_TARGET, RowLoss, Teaching, TokenScore};

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::device::Cuda;
 use super::memory::{Carve, Mut, Ref};
 use super::product::{Product, To, Transposed};
+use super::state::Cuda;
 use super::weight::{self, Grid, Region, Rounded};
 use crate::compute::backend::{Branch, LowRank, LowRankGrads, Output, Weight};
 

@@ -17,9 +17,10 @@ mod open;
 mod optimizer;
 mod product;
 mod scratch;
+mod state;
 #[cfg(test)]
 mod tests;
 mod weight;
 
-pub use device::Cuda;
 pub use open::present;
+pub use state::Cuda;

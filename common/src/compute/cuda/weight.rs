@@ -2,10 +2,10 @@
 
 use half::bf16;
 
-use super::device::Cuda;
 use super::gpu::{Gpu, Grid as Blocks, MAX_BLOCKS_Y};
 use super::launch::{Argument, kernels};
 use super::memory::{Memory, Mut, Ref};
+use super::state::Cuda;
 use crate::compute::backend::{LowRank, Weight};
 use crate::format::tensor::Dtype;
 use crate::quant::{Phi, Scheme, pack};
