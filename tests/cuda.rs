@@ -159,7 +159,7 @@ fn what_is_missing_is_said() {
         (Device::new().without_gpu(), "the NVIDIA driver finds no GPU"),
         (Device::new().driver(11_040), "the NVIDIA driver is for CUDA 11.4, expected 12.0 or later"),
         (Device::new().compute_capability(75), "has compute capability 7.5, expected 8.0 or later"),
-        (Device::new().memory((32 << 20) + (100 << 10)), "the GPU has free"),
+        (Device::new().memory((32 << 20) + (100 << 10)), "expected at most the GPU's free"),
         (
             Device::new().memory(20 << 20),
             "CUDA emulator (CPU): 32.0 MiB more than the 0.0 MiB held do not fit into its memory",
@@ -192,9 +192,9 @@ fn failures_lose_nothing() {
     let report = ok(&Device::new(), &dir, &format!("{line} whole"));
     let whole = dir.contents("whole");
     let whole = &whole[std::path::Path::new("trained.safetensors")];
-    let calls = (1..=report.calls).step_by(report.calls.div_ceil(24) as usize).map(|n| Device::new().fail_call(n));
+    let calls = (1..=report.calls).step_by(report.calls.div_ceil(14) as usize).map(|n| Device::new().fail_call(n));
     let allocations = (1..=report.allocations)
-        .step_by(report.allocations.div_ceil(8) as usize)
+        .step_by(report.allocations.div_ceil(6) as usize)
         .map(|n| Device::new().fail_allocation(n));
     let mut failed = 0;
     for (i, device) in calls.chain(allocations).enumerate() {
@@ -209,7 +209,7 @@ fn failures_lose_nothing() {
         ok(&Device::new(), &dir, &format!("{line} run-{i}"));
         assert!(fs::read(dir.join(&format!("run-{i}/trained.safetensors"))).unwrap() == *whole, "{device:?}");
     }
-    assert!(failed >= 24, "{failed} runs failed");
+    assert!(failed >= 14, "{failed} runs failed");
 }
 
 /// What would compute in another type than is asked for.

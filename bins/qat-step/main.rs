@@ -71,18 +71,16 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
 /// The planned bytes. Refuses what the device cannot hold, before the system ends the process in the middle of it. A device
 /// with memory of its own, which nobody else wants, keeps all integers from step to step if they fit.
 fn fits<B: Backend>(backend: &B, holding: &mut Holding) -> Result<u64> {
-    let (room, whose) = match backend.memory() {
-        Some(memory) => (Some(memory.room), "that the GPU has free"),
-        None => (memory::installed(), "of this machine"),
-    };
+    let room = backend.memory().map(|memory| memory.room).or_else(memory::installed);
     if let Some(memory) = backend.memory() {
         holding.keep_integers = true;
         holding.keep_integers = plan::total(&plan::plan::<B>(holding)) <= memory.room;
     }
     let planned = plan::total(&plan::plan::<B>(holding));
+    let whose = if backend.memory().is_some() { "the GPU's free" } else { "this machine's" };
     match room {
         Some(room) if planned > room => Err(Error::usage(
-            format!("the run would hold {}, expected at most the {} {whose}", plan::mib(planned), plan::mib(room)),
+            format!("the run would hold {}, expected at most {whose} {}", plan::mib(planned), plan::mib(room)),
             "lower --batch (and raise --accum) or --seq; --plan shows what takes how much",
         )),
         _ => Ok(planned),

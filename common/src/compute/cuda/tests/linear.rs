@@ -5,11 +5,46 @@ use gpu_emulator::Device;
 use super::{Case, compare, devices, narrow, random, wide};
 use crate::compute::backend::{Backend, Branch, LowRank, LowRankGrads, Output, Weight};
 use crate::format::tensor::{Dtype, Tensor};
-use crate::model::weights::HostLowRank;
-use crate::quant::{Phi, Scheme};
+use crate::quant::{Factors, Phi, Rounding, Scheme, grid, pack};
 
-/// A low-rank weight, some of whose Z lie beyond the grid.
-fn host(word: &str, stored: Phi, [n, k, rank]: [usize; 3], seed: u64) -> HostLowRank {
+/// A low-rank weight on the host.
+struct Host {
+    scheme: Scheme,
+    stored: Phi,
+    phi: Tensor,
+    rank: usize,
+    alpha: f32,
+    scale: Vec<f32>,
+    zero: Option<Vec<f32>>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+}
+
+impl Host {
+    fn factor(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+
+    /// The integers as `fold` makes them, packed, and the scales of the forward pass.
+    fn fold(&self, n: usize, k: usize) -> (Tensor, Vec<f32>) {
+        let (scheme, phi, stored, rank, factor) =
+            (self.scheme, self.phi.bytes(), self.stored, self.rank, self.factor());
+        let rounding = Rounding::new(Factors { scheme, phi, stored, a: &self.a, b: &self.b, rank, factor, k });
+        let mut codes = vec![0; n * k];
+        rounding.rows(0, &mut codes);
+        let words = pack::words(k, scheme.bits);
+        let mut packed = vec![0u32; n * words];
+        for (codes, packed) in codes.chunks(k).zip(packed.chunks_mut(words)) {
+            pack::pack(codes, scheme.bits, packed);
+        }
+        let bytes = packed.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let scale = self.scale.iter().map(|scale| grid::forward_scale(*scale)).collect();
+        (Tensor::owned(bytes, Dtype::I32, vec![n, words]), scale)
+    }
+}
+
+/// Some of its Z lie beyond the grid.
+fn host(word: &str, stored: Phi, [n, k, rank]: [usize; 3], seed: u64) -> Host {
     let scheme: Scheme = word.parse().unwrap();
     let (groups, row_bytes) = (scheme.groups(k), stored.row_bytes(scheme, k));
     let mut phi = vec![0; n * row_bytes];
@@ -17,7 +52,7 @@ fn host(word: &str, stored: Phi, [n, k, rank]: [usize; 3], seed: u64) -> HostLow
     for (x, phi) in real.chunks(k).zip(phi.chunks_mut(row_bytes)) {
         stored.pack_row(scheme, x, phi);
     }
-    HostLowRank {
+    Host {
         scheme,
         stored,
         phi: Tensor::owned(phi, Dtype::U8, vec![n, row_bytes]),
@@ -32,7 +67,7 @@ fn host(word: &str, stored: Phi, [n, k, rank]: [usize; 3], seed: u64) -> HostLow
 
 /// A low-rank weight on a device.
 struct OnDevice<'h, B: Backend> {
-    of: &'h HostLowRank,
+    of: &'h Host,
     phi: B::Frozen,
     scale: B::Buffer,
     zero: Option<B::Buffer>,
@@ -44,7 +79,7 @@ struct OnDevice<'h, B: Backend> {
 }
 
 impl<'h, B: Backend> OnDevice<'h, B> {
-    fn new(b: &B, of: &'h HostLowRank, shape: (usize, usize)) -> Self {
+    fn new(b: &B, of: &'h Host, shape: (usize, usize)) -> Self {
         let up = |x: &[f32]| b.upload(x).unwrap();
         let ones = |len: usize| up(&vec![1.0; len]);
         let mut on = OnDevice {
@@ -79,14 +114,14 @@ impl<'h, B: Backend> OnDevice<'h, B> {
 }
 
 fn weight_of<'a, B: Backend>(
-    of: &HostLowRank,
+    of: &Host,
     phi: &'a B::Frozen,
     [scale, a, b]: [&'a B::Buffer; 3],
     zero: Option<&'a B::Buffer>,
     integers: Option<&'a B::Integers>,
     (n, k): (usize, usize),
 ) -> Weight<'a, B> {
-    let factor = of.alpha / of.rank as f32;
+    let factor = of.factor();
     let (scheme, stored, rank) = (of.scheme, of.stored, of.rank);
     Weight::LowRank(LowRank { phi, stored, scheme, scale, zero, integers, a, b, rank, factor, n, k })
 }
@@ -111,10 +146,10 @@ impl Case for Linears {
         let mut y = b.upload(&random(6, rows * n)).unwrap();
         b.linear_forward(&x, rows, &gate.weight(self.kept), Output::add(&mut y));
         found.push(("y", b.download(&y).unwrap()));
-        let codes = gate.of.fold(n, k);
-        let packed = b.freeze(&codes.codes).unwrap();
-        let (scale, zero) = (b.upload(&codes.scale).unwrap(), codes.zero.as_ref().map(|zero| b.upload(zero).unwrap()));
-        let folded = Weight::Codes { codes: &packed, scheme: codes.scheme, scale: &scale, zero: zero.as_ref(), n, k };
+        let (codes, scale) = gate.of.fold(n, k);
+        let (packed, scale) = (b.freeze(&codes).unwrap(), b.upload(&scale).unwrap());
+        let folded =
+            Weight::Codes { codes: &packed, scheme: gate.of.scheme, scale: &scale, zero: gate.zero.as_ref(), n, k };
         let mut again = b.upload(&random(6, rows * n)).unwrap();
         b.linear_forward(&x, rows, &folded, Output::add(&mut again));
         let (y, again) = (b.download(&y).unwrap(), b.download(&again).unwrap());
