@@ -211,12 +211,3 @@ fn failures_lose_nothing() {
     }
     assert!(failed >= 14, "{failed} runs failed");
 }
-
-/// What would compute in another type than is asked for.
-#[test]
-fn f32_is_refused() {
-    let dir = Dir::with_stages();
-    let (ran, _) = on(&Device::new(), &dir, &format!("qat-step wrapped {RECIPE} --device cuda --compute f32 -o none"));
-    let stderr = ran.fails(2);
-    assert!(stderr.contains("--compute f32: the GPU computes in bf16"), "{stderr}");
-}

@@ -105,9 +105,9 @@ fn values_that_cannot_be() {
         usage("a bound that is no number", "eval model --ppl text.txt --max-ppl nan", &["--max-ppl NaN", "; give"]),
         usage("a bound for nothing", "eval model --tasks x.jsonl --max-ppl 9", &["--max-ppl", "; give --ppl"]),
         usage(
-            "a CUDA device",
-            "qat-step wrapped --shards shards --device cuda -o out",
-            &["--device cuda", "; use --device cpu"],
+            "f32 on a GPU",
+            "qat-step wrapped --shards shards --device cuda --compute f32 -o out",
+            &["--compute f32", "the GPU computes in bf16", "; leave it out, or use --device cpu"],
         ),
     ]);
 }
