@@ -105,8 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         sum = fmaf(widen(x[i]), widen(y[i]), sum);
         sum = fmaf(widen(x[i] >> 16), widen(y[i] >> 16), sum);
     }
-#pragma unroll
-    for (i32 distance = LANES / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    sum = over_warp<Sum>(sum);
     if (lane == 0) delta[at] = sum;
 }
 

@@ -11,8 +11,8 @@ use super::state::Cuda;
 use super::weight::{self, Grid, Region, Rounded};
 use crate::compute::backend::{Branch, LowRank, LowRankGrads, Output, Weight};
 
-/// Bytes of the workspace, if the weights are as large.
-const WORKSPACE: usize = 128 << 20;
+/// Bytes of the workspace, if the weights are as large. Those of tests are small: there it holds no more than a panel.
+const WORKSPACE: usize = if cfg!(test) { 4 << 10 } else { 128 << 20 };
 /// Rows or columns of a panel are multiples of this.
 const PANEL: usize = 64;
 /// Bytes of a weight in the workspace: Ŵ; dŴ in f32, dZ in bf16 and, where bytes do not hold them, its integers.
