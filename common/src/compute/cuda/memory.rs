@@ -242,7 +242,7 @@ fn no_room(gpu: &Gpu, bytes: u64, error: DriverError) -> Error {
     match error.0 {
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::device(
             format!("{what} do not fit into its memory"),
-            "end other programs on it, or lower --batch (and raise --accum) or --seq; --plan shows what takes how much",
+            "end other programs on it, or take fewer tokens at a time (--batch and --seq of qat-step, --ctx of eval)",
         ),
         _ => gpu.error("memory", error),
     }
