@@ -10,13 +10,14 @@ use common::cli::{self, flags::Common, progress};
 use common::error::{Error, Result};
 use common::format::atomic::{PartDir, write_file};
 use common::format::gguf::blocks::GgmlType;
+use common::format::peft::Lora;
 use common::model::weights::Source;
 use common::stage::checkpoint::Checkpoint;
 use common::stage::folded::card::{self, Making};
 use common::stage::folded::targets::{Engine, Loads, loads};
 use common::stage::folded::verify::verify;
 use common::stage::folded::write::{Target, Written, write};
-use common::stage::folded::{self, Format};
+use common::stage::folded::{self, Format, adapter};
 use common::stage::record::{self, Begin, Input, Kind, Record, Stage};
 use common::stage::report::Report;
 use common::stage::wrapped::Wrapped;
@@ -34,6 +35,9 @@ struct Args {
     /// Type of embedding and head in a GGUF [default: as in the model]
     #[arg(long, value_name = "TYPE")]
     embedding: Option<Embedding>,
+    /// keep: adapters outside the rounding are written beside the integers, as peft and vLLM load them
+    #[arg(long, value_enum, value_name = "keep")]
+    adapter: Option<KeepAdapter>,
     /// Figures for the model card: a report that eval -o wrote of this checkpoint
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -60,6 +64,11 @@ enum Embedding {
     Bf16,
     #[value(name = "q8_0")]
     Q8_0,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KeepAdapter {
+    Keep,
 }
 
 impl Embedding {
@@ -136,6 +145,7 @@ fn run() -> Result<()> {
         scheme: wrapped.scheme,
         format: args.format,
         embedding: args.embedding.map(Embedding::ggml),
+        lora: lora(&args, &path, wrapped)?,
     };
     target.check()?;
     let (Some(output), false) = (&args.output, args.check) else {
@@ -155,6 +165,24 @@ fn run() -> Result<()> {
     cli::print_path(&args.common, output)
 }
 
+/// The adapters to keep. They are never merged, and there must be some.
+fn lora(args: &Args, path: &Path, wrapped: &Wrapped) -> Result<Option<Lora>> {
+    let (lora, path) = (adapter::lora(&wrapped.wrapping), path.display());
+    match (&lora, args.adapter) {
+        (Some(_), None) => Err(Error::usage(
+            format!(
+                "{path}: its adapters lie outside the rounding; merged, the sum would be rounded and what they repair lost"
+            ),
+            "give --adapter keep",
+        )),
+        (None, Some(_)) => Err(Error::usage(
+            format!("{path}: it has no adapters outside the rounding: nothing is left beside its integers"),
+            "leave --adapter out",
+        )),
+        _ => Ok(lora),
+    }
+}
+
 fn wanted(args: &Args, stage: &Stage, output: &Path) -> Result<Record> {
     let mut inputs = vec![stage.as_input(&stage.record.kind.to_string(), output)?];
     if let Some(file) = &args.report {
@@ -166,7 +194,11 @@ fn wanted(args: &Args, stage: &Stage, output: &Path) -> Result<Record> {
     if let Some(embedding) = args.embedding {
         arguments["embedding"] = embedding.ggml().name().to_lowercase().into();
     }
-    Ok(Record::new(Kind::Folded, stage.record.scheme.clone(), arguments, inputs))
+    if args.adapter.is_some() {
+        arguments["adapter"] = "keep".into();
+    }
+    let record = Record::new(Kind::Folded, stage.record.scheme.clone(), arguments, inputs);
+    Ok(if args.adapter.is_some() { record } else { record.in_format(1) })
 }
 
 /// The figures for the card; they must be of this checkpoint.

@@ -43,6 +43,12 @@ fn run() -> Result<()> {
     let args: Args = cli::parse()?;
     args.common.start()?;
     let model = BaseModel::open(&cli::input_path(&args.model)?)?;
+    if let BaseModel::Quantized(folded) = &model
+        && let Some(adapter) = &folded.adapter
+    {
+        let (path, cure) = (adapter.dir(), "move it out of the directory to start from the integers without it");
+        return Err(Error::input(path, "an adapter beside the integers", "a model without one", cure));
+    }
     let scheme = scheme(&args, &model)?;
     let linears = names::linears(model.config());
     linears.iter().try_for_each(|linear| scheme.check_width(&linear.name, linear.k))?;

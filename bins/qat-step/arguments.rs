@@ -50,14 +50,14 @@ pub struct Args {
     /// Seed of the order of the data [default: 0]
     #[arg(long)]
     seed: Option<u64>,
-    /// ce: cross entropy of the next token; kl: divergence from a teacher, --teacher or the answers in the shards
-    /// [default: ce]
+    /// ce: cross entropy of the next token; kl: divergence from a teacher, --teacher or the answers in the shards; lrec:
+    /// both as INT2.1 weighs them, a divergence of 1 to a cross entropy of 120/2048 [default: ce]
     #[arg(long, value_enum)]
     loss: Option<LossName>,
-    /// Of the divergence, KL(teacher ‖ model) [default: 1 with --loss kl, else 0]
+    /// Of the divergence, KL(teacher ‖ model) [default: 1 with --loss kl or lrec, else 0]
     #[arg(long, value_name = "WEIGHT")]
     kl_weight: Option<f64>,
-    /// Of the cross entropy [default: 0 with --loss kl, else 1]
+    /// Of the cross entropy [default: 0 with --loss kl; with lrec 120/2048, or 120 with --loss-norm paper; else 1]
     #[arg(long, value_name = "WEIGHT")]
     ce_weight: Option<f64>,
     /// token: both terms are means over tokens; paper: the divergence is summed over a sequence (INT2.1)
@@ -93,7 +93,12 @@ pub struct Args {
 enum LossName {
     Ce,
     Kl,
+    Lrec,
 }
+
+/// Weight of the mean cross entropy in INT2.1's runs at 2 bits, where the divergence is summed over 2048 positions.
+const LREC_CE: f64 = 120.0;
+const LREC_POSITIONS: f64 = 2048.0;
 
 fn parse_time(text: &str) -> std::result::Result<Duration, String> {
     match text.parse() {
@@ -139,15 +144,14 @@ impl Args {
         if self.loss == Some(LossName::Ce) && self.kl_weight.is_some_and(|w| w != 0.0) {
             return Err(Error::usage("--loss ce with --kl-weight", "give --loss kl with --kl-weight and --ce-weight"));
         }
+        let loss_norm = self.loss_norm.unwrap_or(base.loss_norm);
         let (ce, kl) = match self.loss {
             Some(LossName::Ce) => (1.0, 0.0),
             Some(LossName::Kl) => (0.0, 1.0),
+            Some(LossName::Lrec) if loss_norm == LossNorm::Paper => (LREC_CE, 1.0),
+            Some(LossName::Lrec) => (LREC_CE / LREC_POSITIONS, 1.0),
             None => (base.ce_weight, base.kl_weight),
         };
-        Ok(Objective {
-            kl_weight: self.kl_weight.unwrap_or(kl),
-            ce_weight: self.ce_weight.unwrap_or(ce),
-            loss_norm: self.loss_norm.unwrap_or(base.loss_norm),
-        })
+        Ok(Objective { kl_weight: self.kl_weight.unwrap_or(kl), ce_weight: self.ce_weight.unwrap_or(ce), loss_norm })
     }
 }

@@ -6,7 +6,7 @@ use common::cli;
 use common::compute::backend::Backend;
 use common::error::{Error, Result};
 use common::model::teacher::Teacher;
-use common::model::weights::{Model, Source};
+use common::model::weights::{FixedScales, Model, Source};
 use common::stage::checkpoint::{Checkpoint, METRICS, OPTIMIZER};
 use common::stage::open::Artefact;
 use common::stage::record::{Input, Kind, Record, Stage, relative_path};
@@ -73,6 +73,12 @@ impl Resolved {
                 "give a step that is still to come",
             ));
         }
+        if wrapped.wrapping.rank == 0 && recipe.lr_scale == 0.0 {
+            return Err(Error::usage(
+                format!("{}: neither adapters nor, with --lr-scale 0, scales are trained", wrapped.dir().display()),
+                "give --lr-scale 1e-5, or wrap with a rank",
+            ));
+        }
         let job = Resolved { wrapped, checkpoint, shards, teacher, recipe, until };
         if job.recipe.objective.taught() && job.teacher.is_none() && job.shards.is_some() {
             job.check_answers()?;
@@ -130,11 +136,15 @@ impl Resolved {
         })
     }
 
-    /// The values training starts from.
-    pub fn source(&self) -> &dyn Source {
-        match &self.checkpoint {
+    /// Loads the values training starts from.
+    pub fn load<B: Backend>(&self, backend: &B) -> Result<Model<B>> {
+        let source: &dyn Source = match &self.checkpoint {
             Some(c) => c,
             None => &self.wrapped,
+        };
+        match self.recipe.lr_scale == 0.0 {
+            true => Model::load(backend, &FixedScales(source), self.recipe.seq),
+            false => Model::load(backend, source, self.recipe.seq),
         }
     }
 
@@ -190,8 +200,7 @@ impl Resolved {
         Ok(Holding {
             config: &self.wrapped.config,
             scheme: self.wrapped.scheme,
-            phi: self.wrapped.wrapping.phi,
-            rank: self.wrapped.wrapping.rank,
+            wrapping: &self.wrapped.wrapping,
             floats: FloatBytes::of(&self.wrapped)?,
             recipe: &self.recipe,
             keep_integers: false,

@@ -123,7 +123,7 @@ fn train<B: Backend>(
         let message = format!("saved on {path}, going on on {}: not the same bytes", backend.path());
         cli::say(&args.common, "qat-step", message);
     }
-    let mut model = Model::load(backend, job.source(), job.recipe.seq)?;
+    let mut model = job.load(backend)?;
     let (mut moments, from) = match &latest {
         Some((dir, state)) => {
             resume::load_trained(backend, &dir.join(TRAINED), &mut model.params)?;
@@ -154,6 +154,7 @@ fn train<B: Backend>(
         saves: &saves,
         save_every: args.save_every,
         until: job.until,
+        dropout: job.wrapped.wrapping.dropout(),
         keep_integers,
         stop: &stop,
         each: &mut each,

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use common::compute::backend::{Backend, Branch, LowRank, LowRankGrads, Output, Weight};
+use common::compute::backend::{Backend, Branch, Gradients, LowRank, Output, Weight};
 use common::compute::cpu::Cpu;
 use common::compute::cuda::Cuda;
 use common::format::tensor::{Dtype, Tensor};
@@ -95,7 +95,7 @@ fn time<B: Backend>(backend: &B, [rows, n, k]: [usize; 3], scheme: Scheme, rank:
         let branch = Branch { weight: weight(Some(&integers)), dy: &dy, grads: None };
         backend.linears_backward(&x, rows, [branch], Output::Activation(&mut dx));
         done(3);
-        let grads = Some(LowRankGrads { scale: &mut ds, a: &mut da, b: &mut db });
+        let grads = Some(Gradients { scale: Some(&mut ds), factors: Some([&mut da, &mut db]) });
         let branch = Branch { weight: weight(Some(&integers)), dy: &dy, grads };
         backend.linears_backward(&x, rows, [branch], Output::Activation(&mut dx));
         done(4);

@@ -95,10 +95,10 @@ fn stages_that_changed() {
     check(&[
         Fault {
             name: "a newer format version",
-            spoil: |d| stage(d, "wrapped", |s| s["format_version"] = json!(2)),
+            spoil: |d| stage(d, "wrapped", |s| s["format_version"] = json!(3)),
             line: "qat-step wrapped --shards shards -o out",
             status: 1,
-            says: &["wrapped: format version 2", "expected at most 1", "; use the newer lrqat"],
+            says: &["wrapped: format version 3", "expected at most 2", "; use the newer lrqat"],
         },
         Fault {
             name: "a kind of a newer version",

@@ -38,7 +38,7 @@ fn words_that_are_not_known() {
         ),
         usage("no -o", "fold checkpoint", &["--output <DIR>", "; see --help"]),
         usage("no -o to train into", "qat-step wrapped --shards shards", &["--output <DIR>", "; see --help"]),
-        usage("a number", "lr-wrap scales --rank many -o out", &["'many'", "--rank", "; see --help"]),
+        usage("a number", "lr-wrap scales --rank many -o out", &["--rank many", "0 to 16384", "; give"]),
         usage("a time", "qat-step wrapped --shards shards --time-limit soon -o out", &["'soon'", "--time-limit", "; "]),
         usage("nothing at all", "shard", &["<TEXT>...", "; see --help"]),
     ]);
@@ -56,7 +56,7 @@ fn values_that_cannot_be() {
             ],
         ),
         usage("no shards", "qat-step wrapped -o out", &["no --shards", "; give the directory that shard made"]),
-        usage("rank 0", "lr-wrap scales --rank 0 -o out", &["--rank 0", "; give"]),
+        usage("a size below its own", "lr-wrap scales --rank auto:0.9 -o out", &["--rank auto:0.9", "; give"]),
         usage(
             "a rank beyond reason",
             "lr-wrap scales --rank 1000000000000 -o out",

@@ -50,6 +50,7 @@ impl ReadBack {
             scheme: self.checkpoint.wrapped.scheme,
             format: self.format,
             embedding: None,
+            lora: None,
         }
     }
 }

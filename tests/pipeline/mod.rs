@@ -6,5 +6,7 @@ mod resume;
 mod same;
 /// Text that models write.
 mod generate;
+/// Adapters beside fixed integers: trained, kept, refused.
+mod adapter;
 /// Learning from a model that runs along, and from its answers in a file.
 mod teacher;

@@ -47,6 +47,9 @@ fn both_terms_are_weighted() {
         ("a", "--loss kl", 0.0, 1.0),
         ("b", "--kl-weight 0.5 --ce-weight 0.25", 0.25, 0.5),
         ("c", "--loss kl --ce-weight 120 --loss-norm paper", 120.0, 31.0),
+        // INT2.1 at 2 bits: 120 to the sum over 2048 positions.
+        ("d", "--loss lrec", 120.0 / 2048.0, 1.0),
+        ("e", "--loss lrec --loss-norm paper", 120.0, 31.0),
     ] {
         dir.run(&format!("{line} {flags} -o {name}")).ok();
         let m = &metrics(&dir, name)[0];

@@ -14,6 +14,7 @@
 use std::ops::Range;
 
 use super::answers::{Answers, Layout};
+pub use super::dropout::Dropout;
 use crate::error::Result;
 use crate::format::tensor::Tensor;
 use crate::quant::{Phi, Scheme};
@@ -25,17 +26,38 @@ pub use super::cpu::loss::NO_TARGET;
 pub enum Weight<'a, B: Backend + ?Sized> {
     /// Floating point, as stored.
     Float { w: &'a B::Frozen, n: usize, k: usize },
-    /// Folded integers: [`crate::quant::pack`]ed codes W_Z + 2^(b−1), scale and zero point [n, G].
-    Codes {
-        codes: &'a B::Frozen,
-        scheme: Scheme,
-        scale: &'a B::Buffer,
-        zero: Option<&'a B::Buffer>,
-        n: usize,
-        k: usize,
-    },
+    /// Integers that stay as they are.
+    Codes(Codes<'a, B>),
     /// Frozen Φ0 with the trained A [n, r], B [r, k] and scale [n, G].
     LowRank(LowRank<'a, B>),
+}
+
+/// [`crate::quant::pack`]ed codes W_Z + 2^(b−1), scale and zero point [n, G]; and what is added beside them.
+pub struct Codes<'a, B: Backend + ?Sized> {
+    pub codes: &'a B::Frozen,
+    pub scheme: Scheme,
+    pub scale: &'a B::Buffer,
+    /// The scale is a trained master, which the forward pass rounds; else it is the forward scale itself.
+    pub master: bool,
+    pub zero: Option<&'a B::Buffer>,
+    /// W_Z of [`Backend::round_weight`], if it was kept.
+    pub integers: Option<&'a B::Integers>,
+    pub adapter: Option<Adapter<'a, B>>,
+    pub n: usize,
+    pub k: usize,
+}
+
+/// Low-rank factors outside the rounding (LoRA; Hu et al. 2021): y += (α/r)·drop(x)·Bᵀ·Aᵀ.
+pub struct Adapter<'a, B: Backend + ?Sized> {
+    /// [n, r]
+    pub a: &'a B::Buffer,
+    /// [r, k]
+    pub b: &'a B::Buffer,
+    pub rank: usize,
+    /// α/r.
+    pub factor: f32,
+    /// Training only.
+    pub dropout: Option<Dropout>,
 }
 
 pub struct LowRank<'a, B: Backend + ?Sized> {
@@ -59,8 +81,16 @@ impl<B: Backend + ?Sized> Weight<'_, B> {
     /// (n, k)
     pub fn shape(&self) -> (usize, usize) {
         match self {
-            Weight::Float { n, k, .. } | Weight::Codes { n, k, .. } => (*n, *k),
+            Weight::Float { n, k, .. } => (*n, *k),
+            Weight::Codes(w) => (w.n, w.k),
             Weight::LowRank(w) => (w.n, w.k),
+        }
+    }
+
+    pub fn adapter(&self) -> Option<&Adapter<'_, B>> {
+        match self {
+            Weight::Codes(w) => w.adapter.as_ref(),
+            _ => None,
         }
     }
 }
@@ -83,18 +113,19 @@ impl<'a, B: Backend + ?Sized> Output<'a, B> {
     }
 }
 
-/// Where a low-rank linear's gradients accumulate.
-pub struct LowRankGrads<'a, B: Backend + ?Sized> {
-    pub scale: &'a mut B::Buffer,
-    pub a: &'a mut B::Buffer,
-    pub b: &'a mut B::Buffer,
+/// Where the gradients of a trained linear accumulate.
+pub struct Gradients<'a, B: Backend + ?Sized> {
+    /// None where the scales are not trained: then dŴ of a weight with fixed integers is never asked for.
+    pub scale: Option<&'a mut B::Buffer>,
+    /// Of A and B, where there are any.
+    pub factors: Option<[&'a mut B::Buffer; 2]>,
 }
 
-/// A linear in the backward pass: the gradient of its output, and where those of a low-rank weight accumulate.
+/// A linear in the backward pass: the gradient of its output, and where those of a trained weight accumulate.
 pub struct Branch<'a, B: Backend + ?Sized> {
     pub weight: Weight<'a, B>,
     pub dy: &'a B::Activation,
-    pub grads: Option<LowRankGrads<'a, B>>,
+    pub grads: Option<Gradients<'a, B>>,
 }
 
 /// Heads of the attention op.
@@ -110,8 +141,7 @@ pub struct Heads {
 pub struct Extent<'a> {
     /// Shapes (n, k) of the linears.
     pub linears: &'a [(usize, usize)],
-    /// Of their adapters; 0 without training.
-    pub rank: usize,
+    pub training: Option<Training>,
     pub vocab: usize,
     pub d: usize,
     pub heads: Heads,
@@ -122,6 +152,18 @@ pub struct Extent<'a> {
     pub heads_at_once: usize,
     /// Where a teacher has answered before.
     pub answer: Option<Layout>,
+}
+
+/// What of the linears is trained.
+#[derive(Debug, Clone, Copy)]
+pub struct Training {
+    /// Of A and B; 0 if there are none.
+    pub rank: usize,
+    /// A and B are adapters beside fixed integers, and not inside the rounding.
+    pub outside: bool,
+    /// Some of the adapters' inputs are dropped.
+    pub dropout: bool,
+    pub scales: bool,
 }
 
 /// What the head says of one row during evaluation.
@@ -260,8 +302,8 @@ pub trait Backend: Sync {
         dx: &mut Self::Buffer,
     );
 
-    /// round(Z) of a low-rank weight, for passes that use it several times; of others, and where the backend has no use for
-    /// it, nothing.
+    /// round(Z) of a low-rank weight, W_Z of one with fixed integers, for passes that use it several times; of others, and
+    /// where the backend has no use for it, nothing.
     fn round_weight(&self, w: &Weight<Self>, to: &mut Self::Integers);
 
     /// y = x·Ŵᵀ. x [rows, k], y [rows, n].
@@ -274,7 +316,8 @@ pub trait Backend: Sync {
         w: [Weight<Self>; N],
         y: [&mut Self::Activation; N],
     );
-    /// dx = dy·Ŵ, summed over the branches of one input x, and the gradients of low-rank weights from dŴ = dyᵀ·x. Several
+    /// dx = dy·Ŵ, summed over the branches of one input x, and the gradients of what is trained: from dŴ = dyᵀ·x, and of an
+    /// adapter with h = (α/r)·drop(x)·Bᵀ and dh = (α/r)·dy·A: dA = dyᵀ·h, dB = dhᵀ·drop(x), dx += drop(dh·B). Several
     /// branches set a `Buffer`.
     fn linears_backward<const N: usize>(
         &self,

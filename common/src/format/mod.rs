@@ -1,6 +1,7 @@
 //! Bytes to named tensors and back.
 
 pub mod mmap;
+pub mod peft;
 pub mod spare;
 pub mod atomic;
 pub mod tensor;

@@ -55,17 +55,17 @@ impl<B: Backend> Model<B> {
         a: &mut Pass<B>,
         grads: &mut [B::Buffer],
     ) {
-        let (c, params, integers) = (&self.config, &self.params.values, a.integers.of(layer));
+        let (c, integers) = (&self.config, a.integers.of(layer));
         let [.., gate, up, down] = &block.linears;
         b.round(&a.dx, &mut a.dresidual, rows * c.d);
         let [dgate, dup, ddown] = Linear::grads([gate, up, down], grads);
-        let weight = down.weight(params, Some(&integers[6]));
+        let weight = self.weight(down, Some(&integers[6]));
         let branch = Branch { weight, dy: &a.dresidual, grads: ddown };
         // From here on `gate` and `up` hold their gradients.
         b.swiglu_backward(&a.inner, rows, branch, &mut a.gate, &mut a.up);
         let branches = [
-            Branch { weight: gate.weight(params, Some(&integers[4])), dy: &a.gate, grads: dgate },
-            Branch { weight: up.weight(params, Some(&integers[5])), dy: &a.up, grads: dup },
+            Branch { weight: self.weight(gate, Some(&integers[4])), dy: &a.gate, grads: dgate },
+            Branch { weight: self.weight(up, Some(&integers[5])), dy: &a.up, grads: dup },
         ];
         b.linears_backward(&a.hidden, rows, branches, Output::set(&mut a.dhidden));
         b.rmsnorm_backward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &a.dhidden, &mut a.dx);
@@ -80,13 +80,13 @@ impl<B: Backend> Model<B> {
         a: &mut Pass<B>,
         grads: &mut [B::Buffer],
     ) {
-        let (c, rows, params) = (&self.config, batch.rows(), &self.params.values);
+        let (c, rows) = (&self.config, batch.rows());
         let integers = a.integers.of(layer);
         let [q, k, v, o, ..] = &block.linears;
         let [gq, gk, gv, go] = Linear::grads([q, k, v, o], grads);
         let segments = &batch.segments;
         b.round(&a.dx, &mut a.dresidual, rows * c.d);
-        let weight = o.weight(params, Some(&integers[3]));
+        let weight = self.weight(o, Some(&integers[3]));
         let branch = Branch { weight, dy: &a.dresidual, grads: go };
         b.linears_backward(&a.attended, rows, [branch], Output::Activation(&mut a.dattended));
         b.attention_backward(
@@ -108,9 +108,9 @@ impl<B: Backend> Model<B> {
         b.widen(&a.checkpoints[layer], &mut a.x, rows * c.d);
         b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
         let branches = [
-            Branch { weight: q.weight(params, Some(&integers[0])), dy: &a.dq, grads: gq },
-            Branch { weight: k.weight(params, Some(&integers[1])), dy: &a.dk, grads: gk },
-            Branch { weight: v.weight(params, Some(&integers[2])), dy: &a.dv, grads: gv },
+            Branch { weight: self.weight(q, Some(&integers[0])), dy: &a.dq, grads: gq },
+            Branch { weight: self.weight(k, Some(&integers[1])), dy: &a.dk, grads: gk },
+            Branch { weight: self.weight(v, Some(&integers[2])), dy: &a.dv, grads: gv },
         ];
         b.linears_backward(&a.hidden, rows, branches, Output::set(&mut a.dhidden));
         b.rmsnorm_backward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &a.dhidden, &mut a.dx);

@@ -58,7 +58,7 @@ impl<B: Backend> Model<B> {
 
     pub(super) fn round_block(&self, b: &B, block: &Block<B>, integers: &mut [B::Integers; 7]) {
         for (linear, integers) in block.linears.iter().zip(integers) {
-            b.round_weight(&linear.weight(&self.params.values, None), integers);
+            b.round_weight(&self.weight(linear, None), integers);
         }
     }
 
@@ -73,7 +73,7 @@ impl<B: Backend> Model<B> {
     ) {
         self.attention_forward(b, block, batch, acts, rounded);
         self.mlp_forward(b, block, batch.rows(), acts, rounded, false);
-        let down = block.linears[6].weight(&self.params.values, rounded.map(|layer| &acts.integers.of(layer)[6]));
+        let down = self.weight(&block.linears[6], rounded.map(|layer| &acts.integers.of(layer)[6]));
         b.linear_forward(&acts.inner, batch.rows(), &down, Output::add(&mut acts.x));
     }
 
@@ -86,16 +86,16 @@ impl<B: Backend> Model<B> {
         a: &mut Pass<B>,
         rounded: Option<usize>,
     ) {
-        let (c, rows, params) = (&self.config, batch.rows(), &self.params.values);
+        let (c, rows) = (&self.config, batch.rows());
         let [q, k, v, o, ..] = &block.linears;
         let integers = |i: usize| rounded.map(|layer| &a.integers.of(layer)[i]);
         b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        let qkv = [q.weight(params, integers(0)), k.weight(params, integers(1)), v.weight(params, integers(2))];
+        let qkv = [self.weight(q, integers(0)), self.weight(k, integers(1)), self.weight(v, integers(2))];
         b.linears_forward(&a.hidden, rows, qkv, [&mut a.q, &mut a.k, &mut a.v]);
         b.rope_forward(&self.rope, &mut a.q, c.heads, c.head_dim, &batch.segments);
         b.rope_forward(&self.rope, &mut a.k, c.kv_heads, c.head_dim, &batch.segments);
         b.attention_forward(&a.q, &a.k, &a.v, c.attention_heads(), &batch.segments, &mut a.attended, &mut a.lse);
-        b.linear_forward(&a.attended, rows, &o.weight(params, integers(3)), Output::add(&mut a.x));
+        b.linear_forward(&a.attended, rows, &self.weight(o, integers(3)), Output::add(&mut a.x));
     }
 
     /// inner = silu(gate)∘up of norm(x); the down projection is left to the caller, since the backward pass does not need
@@ -109,11 +109,11 @@ impl<B: Backend> Model<B> {
         rounded: Option<usize>,
         again: bool,
     ) {
-        let (c, params) = (&self.config, &self.params.values);
+        let c = &self.config;
         let [.., gate, up, _] = &block.linears;
         let integers = |i: usize| rounded.map(|layer| &a.integers.of(layer)[i]);
         b.rmsnorm_forward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        let gate_up = [gate.weight(params, integers(4)), up.weight(params, integers(5))];
+        let gate_up = [self.weight(gate, integers(4)), self.weight(up, integers(5))];
         let kept = again.then_some([&mut a.gate, &mut a.up]);
         b.swiglu_forward(&a.hidden, rows, gate_up, kept, &mut a.inner);
     }

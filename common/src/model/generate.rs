@@ -55,19 +55,19 @@ impl<'a, B: Backend> Generation<'a, B> {
     /// Adds a token; the logits of the one after it.
     pub fn step(&mut self, token: u32, logits: &mut [f32]) -> Result<()> {
         let (b, model, a) = (self.backend, self.model, &mut self.acts);
-        let (c, params) = (&model.config, &model.params.values);
+        let c = &model.config;
         assert!(self.tokens < model.positions, "a text of {} tokens", model.positions);
         b.embedding_forward(&model.embedding, &[token], c.d, &mut a.x);
         for (block, [keys, values]) in model.blocks.iter().zip(&mut self.kept) {
             let [q, k, v, o, .., down] = &block.linears;
             b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, 1, c.d, &mut a.hidden);
-            let qkv = [q, k, v].map(|linear| linear.weight(params, None));
+            let qkv = [q, k, v].map(|linear| model.weight(linear, None));
             b.linears_forward(&a.hidden, 1, qkv, [&mut a.q, &mut a.k, &mut a.v]);
             let (heads, at, qkv) = (c.attention_heads(), self.tokens, [&mut a.q, &mut a.k, &mut a.v]);
             b.attention_step(&model.rope, qkv, heads, at, [keys, values], &mut a.attended);
-            b.linear_forward(&a.attended, 1, &o.weight(params, None), Output::add(&mut a.x));
+            b.linear_forward(&a.attended, 1, &model.weight(o, None), Output::add(&mut a.x));
             model.mlp_forward(b, block, 1, a, None, false);
-            b.linear_forward(&a.inner, 1, &down.weight(params, None), Output::add(&mut a.x));
+            b.linear_forward(&a.inner, 1, &model.weight(down, None), Output::add(&mut a.x));
         }
         b.rmsnorm_forward(&a.x, &model.norm, c.norm_eps, 1, c.d, &mut a.hidden);
         b.head_logits(Head { hidden: &a.hidden, weight: &model.head() }, 0..1, logits)?;

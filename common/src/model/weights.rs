@@ -6,8 +6,9 @@ use super::config::Config;
 use super::names::{self, LinearName};
 use super::params::{ParamSpec, Params, Rate};
 use super::rope::inverse_frequencies;
-use crate::compute::backend::{Backend, LowRank, LowRankGrads, Weight};
+use crate::compute::backend::{self, Adapter, Backend, Gradients, LowRank, Weight};
 use crate::compute::cpu::simd::simd;
+use crate::compute::dropout;
 use crate::error::Result;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::{Factors, Integers, LinearGrid, Phi, Rounding, Scheme, grid, pack};
@@ -21,10 +22,29 @@ pub trait Source: Sync {
 
     /// The grid of the forward pass of a quantized linear. Where it can be read without the rest, it is.
     fn grid(&self, linear: &LinearName) -> Result<LinearGrid> {
-        Ok(match self.linear(linear)? {
-            HostLinear::LowRank(w) => w.grid(),
-            HostLinear::Codes(Codes { scale, zero, .. }) => LinearGrid { scale, zero },
-            HostLinear::Float(_) => unreachable!("a weight in floating point has no grid"),
+        Ok(self.linear(linear)?.grid())
+    }
+}
+
+/// A model whose fixed integers keep their scales too: only what lies beside them is trained.
+pub struct FixedScales<'a>(pub &'a dyn Source);
+
+impl Source for FixedScales<'_> {
+    fn config(&self) -> &Config {
+        self.0.config()
+    }
+
+    fn float(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.0.float(name, shape)
+    }
+
+    fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
+        Ok(match self.0.linear(linear)? {
+            HostLinear::Codes(w) => {
+                let LinearGrid { scale, zero } = w.grid();
+                HostLinear::Codes(Codes { scale, zero, master: false, ..w })
+            }
+            other => other,
         })
     }
 }
@@ -36,14 +56,25 @@ pub enum HostLinear {
     LowRank(HostLowRank),
 }
 
-/// Folded integers. `codes` is I32 [n, words], the packing of compressed-tensors.
+/// Integers that stay as they are. `codes` is I32 [n, words], the packing of compressed-tensors.
 pub struct Codes {
     pub scheme: Scheme,
     pub codes: Tensor,
-    /// Forward scales [n, G].
+    /// Forward scales [n, G], or their masters.
     pub scale: Vec<f32>,
+    /// The scales are masters, which are trained.
+    pub master: bool,
     /// Zero points [n, G] on the signed grid, for schemes with `z`.
     pub zero: Option<Vec<f32>>,
+    pub adapter: Option<HostAdapter>,
+}
+
+/// Low-rank factors outside the rounding: A [n, r], B [r, k].
+pub struct HostAdapter {
+    pub rank: usize,
+    pub alpha: f32,
+    pub a: Vec<f32>,
+    pub b: Vec<f32>,
 }
 
 pub struct HostLowRank {
@@ -84,7 +115,53 @@ impl HostLowRank {
         let LinearGrid { scale, zero } = self.grid();
         let rounding = self.rounding(k);
         let codes = pack_codes(self.scheme, n, k, |first, codes| rounding.rows(first, codes));
-        Codes { scheme: self.scheme, codes, scale, zero }
+        Codes::forward(self.scheme, codes, LinearGrid { scale, zero })
+    }
+}
+
+/// The integers of a quantized linear, some rows at a time.
+pub enum IntegerRows<'a> {
+    Rounding(Rounding<'a>),
+    /// As they are, of `k` inputs.
+    Codes(&'a Codes, usize),
+}
+
+impl IntegerRows<'_> {
+    /// W_Z − qmin of whole rows from row `first` on.
+    pub fn rows(&self, first: usize, codes: &mut [u8]) {
+        match self {
+            IntegerRows::Rounding(rounding) => rounding.rows(first, codes),
+            IntegerRows::Codes(w, k) => w.rows(first, *k, codes),
+        }
+    }
+}
+
+impl HostLinear {
+    /// The grid of the forward pass. A weight in floating point has none.
+    pub fn grid(&self) -> LinearGrid {
+        match self {
+            HostLinear::LowRank(w) => w.grid(),
+            HostLinear::Codes(w) => w.grid(),
+            HostLinear::Float(_) => unreachable!("a weight in floating point has no grid"),
+        }
+    }
+
+    /// What makes its integers, of a linear of `k` inputs.
+    pub fn integers(&self, k: usize) -> IntegerRows<'_> {
+        match self {
+            HostLinear::LowRank(w) => IntegerRows::Rounding(w.rounding(k)),
+            HostLinear::Codes(w) => IntegerRows::Codes(w, k),
+            HostLinear::Float(_) => unreachable!("a weight in floating point has no integers"),
+        }
+    }
+
+    /// The frozen weights as they are stored.
+    pub fn stored(&self) -> &Tensor {
+        match self {
+            HostLinear::Float(w) => w,
+            HostLinear::Codes(w) => &w.codes,
+            HostLinear::LowRank(w) => &w.phi,
+        }
     }
 }
 
@@ -97,6 +174,26 @@ pub fn forward_grid(mut masters: LinearGrid) -> LinearGrid {
 }
 
 impl Codes {
+    /// Packed integers and their forward grid.
+    pub fn forward(scheme: Scheme, codes: Tensor, LinearGrid { scale, zero }: LinearGrid) -> Codes {
+        Codes { scheme, codes, scale, master: false, zero, adapter: None }
+    }
+
+    /// The grid of the forward pass.
+    pub fn grid(&self) -> LinearGrid {
+        let grid = LinearGrid { scale: self.scale.clone(), zero: self.zero.clone() };
+        if self.master { forward_grid(grid) } else { grid }
+    }
+
+    /// W_Z − qmin of whole rows of `k` from row `first` on.
+    pub fn rows(&self, first: usize, k: usize, codes: &mut [u8]) {
+        let row_bytes = 4 * pack::words(k, self.scheme.bits);
+        for (codes, packed) in codes.chunks_exact_mut(k).zip(self.codes.bytes()[first * row_bytes..].chunks(row_bytes))
+        {
+            pack::unpack(packed, self.scheme.bits, k, |j, code| codes[j] = code);
+        }
+    }
+
     /// Integers that lie unpacked, packed in parallel.
     pub fn pack(scheme: Scheme, n: usize, k: usize, integers: &Integers) -> Codes {
         let words = pack::words(k, scheme.bits);
@@ -105,8 +202,7 @@ impl Codes {
             .par_chunks_mut(words * 4)
             .zip(integers.codes.par_chunks(k))
             .for_each_init(|| vec![0u32; words], |packed, (out, codes)| pack_row(codes, scheme.bits, packed, out));
-        let LinearGrid { scale, zero } = integers.grid.clone();
-        Codes { scheme, codes: Tensor::owned(bytes, Dtype::I32, vec![n, words]), scale, zero }
+        Codes::forward(scheme, Tensor::owned(bytes, Dtype::I32, vec![n, words]), integers.grid.clone())
     }
 }
 
@@ -167,8 +263,9 @@ enum Stored<B: Backend> {
     Codes {
         codes: B::Frozen,
         scheme: Scheme,
-        scale: B::Buffer,
+        scale: Scale<B>,
         zero: Option<B::Buffer>,
+        adapter: Option<Beside>,
     },
     LowRank {
         phi: B::Frozen,
@@ -182,22 +279,49 @@ enum Stored<B: Backend> {
     },
 }
 
+enum Scale<B: Backend> {
+    Forward(B::Buffer),
+    /// The row of the master in the parameter table.
+    Master(usize),
+}
+
+/// An adapter: the row of A in the parameter table; B follows.
+struct Beside {
+    rank: usize,
+    factor: f32,
+    params: usize,
+}
+
 impl<B: Backend> Linear<B> {
     fn load(backend: &B, name: &LinearName, host: &HostLinear, params: &mut Params<B>) -> Result<Linear<B>> {
         let (n, k) = (name.n, name.k);
         let upload = |zero: &Option<Vec<f32>>| zero.as_deref().map(|z| backend.upload(z)).transpose();
+        let mut add = |suffix: &str, shape: Vec<usize>, rate, value: &[f32]| {
+            params.add(backend, ParamSpec { name: format!("{}.{suffix}", name.name), shape, rate }, value)
+        };
         let stored = match host {
             HostLinear::Float(t) => Stored::Float(backend.freeze(t)?),
-            HostLinear::Codes(c) => Stored::Codes {
-                codes: backend.freeze(&c.codes)?,
-                scheme: c.scheme,
-                scale: backend.upload(&c.scale)?,
-                zero: upload(&c.zero)?,
-            },
-            HostLinear::LowRank(w) => {
-                let mut add = |suffix: &str, shape: Vec<usize>, rate, value: &[f32]| {
-                    params.add(backend, ParamSpec { name: format!("{}.{suffix}", name.name), shape, rate }, value)
+            HostLinear::Codes(c) => {
+                let scale = if c.master {
+                    Scale::Master(add("scale", vec![n, c.scheme.groups(k)], Rate::Scale, &c.scale)?)
+                } else {
+                    Scale::Forward(backend.upload(&c.scale)?)
                 };
+                let mut adapter = None;
+                if let Some(HostAdapter { rank, alpha, a, b }) = &c.adapter {
+                    let row = add("lora_a", vec![n, *rank], Rate::LowRank, a)?;
+                    add("lora_b", vec![*rank, k], Rate::LowRank, b)?;
+                    adapter = Some(Beside { rank: *rank, factor: alpha / *rank as f32, params: row });
+                }
+                Stored::Codes {
+                    codes: backend.freeze(&c.codes)?,
+                    scheme: c.scheme,
+                    scale,
+                    zero: upload(&c.zero)?,
+                    adapter,
+                }
+            }
+            HostLinear::LowRank(w) => {
                 let row = add("scale", vec![n, w.scheme.groups(k)], Rate::Scale, &w.scale)?;
                 add("lora_a", vec![n, w.rank], Rate::LowRank, &w.a)?;
                 add("lora_b", vec![w.rank, k], Rate::LowRank, &w.b)?;
@@ -215,13 +339,29 @@ impl<B: Backend> Linear<B> {
         Ok(Linear { name: name.name.clone(), n, k, stored })
     }
 
-    /// The weight as the backend's ops take it, with its integers where they were kept.
-    pub fn weight<'a>(&'a self, params: &'a [B::Buffer], integers: Option<&'a B::Integers>) -> Weight<'a, B> {
+    fn weight<'a>(
+        &'a self,
+        params: &'a [B::Buffer],
+        integers: Option<&'a B::Integers>,
+        dropout: Option<&dropout::Pass>,
+    ) -> Weight<'a, B> {
         let (n, k) = (self.n, self.k);
         match &self.stored {
             Stored::Float(w) => Weight::Float { w, n, k },
-            Stored::Codes { codes, scheme, scale, zero } => {
-                Weight::Codes { codes, scheme: *scheme, scale, zero: zero.as_ref(), n, k }
+            Stored::Codes { codes, scheme, scale, zero, adapter } => {
+                let (scale, master) = match scale {
+                    Scale::Forward(scale) => (scale, false),
+                    Scale::Master(row) => (&params[*row], true),
+                };
+                let adapter = adapter.as_ref().map(|of| Adapter {
+                    a: &params[of.params],
+                    b: &params[of.params + 1],
+                    rank: of.rank,
+                    factor: of.factor,
+                    dropout: dropout.and_then(|pass| pass.of_linear(of.params as u64)),
+                });
+                let (scheme, zero) = (*scheme, zero.as_ref());
+                Weight::Codes(backend::Codes { codes, scheme, scale, master, zero, integers, adapter, n, k })
             }
             Stored::LowRank { phi, stored, scheme, zero, rank, factor, params: row } => Weight::LowRank(LowRank {
                 phi,
@@ -240,18 +380,30 @@ impl<B: Backend> Linear<B> {
         }
     }
 
+    /// Rows of the parameter table: the first, whether it is a scale, whether A and B follow.
+    fn rows(&self) -> Option<(usize, bool, bool)> {
+        match &self.stored {
+            Stored::LowRank { params, .. } => Some((*params, true, true)),
+            Stored::Codes { scale: Scale::Master(row), adapter, .. } => Some((*row, true, adapter.is_some())),
+            Stored::Codes { adapter: Some(of), .. } => Some((of.params, false, true)),
+            Stored::Codes { .. } | Stored::Float(_) => None,
+        }
+    }
+
     /// The rows of the gradient table that belong to these linears, which are in the order of the model.
     pub fn grads<'a, const N: usize>(
         linears: [&Linear<B>; N],
         grads: &'a mut [B::Buffer],
-    ) -> [Option<LowRankGrads<'a, B>>; N] {
+    ) -> [Option<Gradients<'a, B>>; N] {
         let (mut rest, mut passed) = (grads, 0);
         linears.map(|linear| {
-            let Stored::LowRank { params: row, .. } = &linear.stored else { return None };
-            let (_, from) = std::mem::take(&mut rest).split_at_mut(*row - passed);
-            let ([scale, a, b], after) = from.split_first_chunk_mut().expect("scale, A and B follow each other");
-            (rest, passed) = (after, *row + 3);
-            Some(LowRankGrads { scale, a, b })
+            let (row, scale, factors) = linear.rows()?;
+            let count = usize::from(scale) + 2 * usize::from(factors);
+            let (own, after) = std::mem::take(&mut rest).split_at_mut(row - passed).1.split_at_mut(count);
+            (rest, passed) = (after, row + count);
+            let (of_scale, own) = own.split_at_mut(usize::from(scale));
+            let factors = if let [a, b] = own { Some([a, b]) } else { None };
+            Some(Gradients { scale: of_scale.first_mut(), factors })
         })
     }
 }
@@ -296,11 +448,7 @@ impl HostBlock {
     }
 
     fn weights(&self) -> impl Iterator<Item = &Tensor> {
-        self.linears.iter().map(|(_, host)| match host {
-            HostLinear::Float(w) => w,
-            HostLinear::Codes(Codes { codes, .. }) => codes,
-            HostLinear::LowRank(w) => &w.phi,
-        })
+        self.linears.iter().map(|(_, host)| host.stored())
     }
 
     /// Bytes of its linears as they are stored.
@@ -330,6 +478,8 @@ pub struct Model<B: Backend> {
     /// Longest sequence the rotary table holds.
     pub positions: usize,
     pub params: Params<B>,
+    /// What the masks of adapters have in common, in training.
+    pub dropout: Option<dropout::Pass>,
 }
 
 impl<B: Backend> Model<B> {
@@ -355,8 +505,14 @@ impl<B: Backend> Model<B> {
             rope: backend.rope_table(&inverse_frequencies(&config.rope, config.head_dim), positions)?,
             positions,
             params: Params::new(),
+            dropout: None,
             config,
         })
+    }
+
+    /// The weight as the backend's ops take it, with its integers where they were kept.
+    pub fn weight<'a>(&'a self, linear: &'a Linear<B>, integers: Option<&'a B::Integers>) -> Weight<'a, B> {
+        linear.weight(&self.params.values, integers, self.dropout.as_ref())
     }
 
     pub fn head(&self) -> Weight<'_, B> {

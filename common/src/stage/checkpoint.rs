@@ -2,7 +2,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `trained.safetensors` | `<linear>.scale` [N, G], `<linear>.lora_a` [N, r], `<linear>.lora_b` [r, K], all f32 |
+//! | `trained.safetensors` | `<linear>.scale` [N, G], `<linear>.lora_a` [N, r], `<linear>.lora_b` [r, K] where there are any, all f32 |
 //! | `optimizer.safetensors` | the same names with `.m` and `.v`: Adam's moments; only while the schedule is not at its end |
 //! | `metrics.jsonl`, `loss.svg` | one line a step, and its picture: logs, no part of the digests |
 //!
@@ -72,7 +72,7 @@ impl Source for Checkpoint {
     }
 
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
-        Ok(HostLinear::LowRank(self.wrapped.linear_from(linear, Some(&self.trained))?))
+        self.wrapped.linear_from(linear, Some(&self.trained))
     }
 
     fn grid(&self, linear: &LinearName) -> Result<LinearGrid> {

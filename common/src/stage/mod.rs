@@ -13,6 +13,7 @@ pub mod report;
 pub mod scales;
 pub mod shards;
 pub mod wrapped;
+pub mod wrapping;
 
 pub use open::Artefact;
 pub use record::{Begin, Kind, Record, Stage};

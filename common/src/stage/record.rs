@@ -25,11 +25,12 @@ pub enum Kind {
 
 impl Kind {
     /// Raised when the files of the stage change: shards of format 2 carry a teacher's answers, checkpoints of format 2 have
-    /// another loss than cross entropy.
+    /// another loss than cross entropy, wrapped models of format 2 have their factors beside fixed integers, and folded ones
+    /// keep them.
     pub const fn format_version(self) -> u32 {
         match self {
-            Kind::Shards | Kind::Checkpoint => 2,
-            Kind::Scales | Kind::Wrapped | Kind::Folded => 1,
+            Kind::Shards | Kind::Checkpoint | Kind::Wrapped | Kind::Folded => 2,
+            Kind::Scales => 1,
         }
     }
 

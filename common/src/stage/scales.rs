@@ -17,10 +17,10 @@ use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;
 use crate::model::names::LinearName;
-use crate::model::weights::{Codes, HostLinear, Source, pack_rows};
+use crate::model::weights::{Codes, HostLinear, Source, forward_grid, pack_rows};
 use crate::quant::fit::Fit;
 use crate::quant::lanes::not_finite;
-use crate::quant::{LinearGrid, Scheme, grid};
+use crate::quant::{LinearGrid, Scheme};
 
 pub const FILE: &str = "scales.safetensors";
 
@@ -145,6 +145,22 @@ impl Scales {
     }
 }
 
+impl Scales {
+    /// Round-to-nearest: W_Z = clip(round(W0/s0 + z)).
+    pub fn rounded(&self, linear: &LinearName) -> Result<Codes> {
+        let start = self.start(linear)?;
+        let codes = pack_rows(
+            self.scheme,
+            linear.n,
+            linear.k,
+            #[inline(always)]
+            |first, z| start.read(first, z),
+        );
+        start.forget();
+        Ok(Codes::forward(self.scheme, codes, forward_grid(start.grid)))
+    }
+}
+
 /// Z at the start of training: W0/s0 + z, or the very integers of a model that is quantized by the same scheme.
 pub struct Start {
     values: Values,
@@ -206,17 +222,7 @@ impl Source for Scales {
         self.model.float(name, shape)
     }
 
-    /// Round-to-nearest: W_Z = clip(round(W0/s0 + z)).
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
-        let start = self.start(linear)?;
-        let codes = pack_rows(
-            self.scheme,
-            linear.n,
-            linear.k,
-            #[inline(always)]
-            |first, z| start.read(first, z),
-        );
-        let scale = start.grid.scale.iter().map(|s| grid::forward_scale(*s)).collect();
-        Ok(HostLinear::Codes(Codes { scheme: self.scheme, codes, scale, zero: start.grid.zero }))
+        self.rounded(linear).map(HostLinear::Codes)
     }
 }

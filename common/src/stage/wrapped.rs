@@ -7,80 +7,60 @@
 //! | `<linear>.scale`, `<linear>.zero_point` | f32, i32 | [N, G] | as in `scales/` |
 //! | `<linear>.lora_a`, `<linear>.lora_b` | f32 | [N, r], [r, K] | start values: zero, and U(−1/√K, 1/√K) |
 //! | embeddings, norms, head | as in the model | | under their own names |
+//!
+//! With the factors outside the rounding (format 2) the integers are fixed: in place of `phi` there is
+//! `<linear>.codes`, i32 [N, words], W_Z + 2^(b−1) as [`crate::quant::pack`] packs rows, and only the targets have
+//! `lora_a` and `lora_b`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use rayon::prelude::*;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::ahead::{Made, ahead};
 use super::base::BaseModel;
 use super::float::{SupportFiles, read_config, read_support_files};
 use super::record::{Kind, Stage};
 use super::scales::{self, Scales, read_grid, scheme_of};
+use super::wrapping::{Place, Wrapping};
 use crate::compute::cpu::simd::simd;
 use crate::error::{Error, Result};
 use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
 use crate::format::tensor::{Dtype, Tensor, decode_f32};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{HostLinear, HostLowRank, Source, forward_grid};
+use crate::model::weights::{Codes, HostAdapter, HostLinear, HostLowRank, Source, forward_grid};
 use crate::quant::lanes::not_finite;
-use crate::quant::{LinearGrid, Phi, Scheme, lowrank};
+use crate::quant::{LinearGrid, Phi, Scheme, lowrank, pack};
 
 pub const FILE: &str = "wrapped.safetensors";
-
-/// What `lr-wrap` was asked for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Wrapping {
-    pub phi: Phi,
-    pub rank: usize,
-    pub alpha: f32,
-    pub seed: u64,
-}
-
-impl Wrapping {
-    pub fn arguments(&self) -> Value {
-        json!({"phi": self.phi.to_string(), "rank": self.rank, "alpha": self.alpha, "seed": self.seed})
-    }
-
-    fn read(stage: &Stage) -> Result<Wrapping> {
-        let args = &stage.record.arguments;
-        let read = || {
-            Some(Wrapping {
-                phi: args.get("phi")?.as_str()?.parse().ok()?,
-                rank: args.get("rank")?.as_u64().filter(|r| *r > 0)? as usize,
-                alpha: args.get("alpha")?.as_f64()? as f32,
-                seed: args.get("seed")?.as_u64()?,
-            })
-        };
-        read().ok_or_else(|| {
-            let path = stage.dir.join(super::record::FILE);
-            Error::input(
-                path,
-                "arguments that are not lr-wrap's",
-                "phi, rank, alpha and seed",
-                "run lr-wrap again with --force",
-            )
-        })
-    }
-}
 
 /// All tensors of the file, with the stored type of those that stay floating point.
 pub fn specs(model: &BaseModel, scheme: Scheme, w: &Wrapping) -> Result<Vec<Spec>> {
     let mut specs = Vec::new();
     for linear in names::linears(model.config()) {
-        let phi = w.phi.row_bytes(scheme, linear.k);
-        specs.push(Spec::new(format!("{}.phi", linear.name), Dtype::U8, [linear.n, phi]));
+        let (suffix, dtype, shape) = frozen(&linear, scheme, w);
+        specs.push(Spec::new(format!("{}.{suffix}", linear.name), dtype, shape));
         specs.extend(scales::specs(&linear, scheme));
-        specs.push(Spec::new(format!("{}.lora_a", linear.name), Dtype::F32, [linear.n, w.rank]));
-        specs.push(Spec::new(format!("{}.lora_b", linear.name), Dtype::F32, [w.rank, linear.k]));
+        let rank = w.rank_of(&linear);
+        if rank > 0 {
+            specs.push(Spec::new(format!("{}.lora_a", linear.name), Dtype::F32, [linear.n, rank]));
+            specs.push(Spec::new(format!("{}.lora_b", linear.name), Dtype::F32, [rank, linear.k]));
+        }
     }
     for (name, shape) in names::floats(model.config()) {
         specs.push(Spec::new(name.clone(), model.float(&name, &shape)?.dtype, shape));
     }
     Ok(specs)
+}
+
+/// How the frozen weights of a linear are stored: suffix, type and shape.
+fn frozen(linear: &LinearName, scheme: Scheme, w: &Wrapping) -> (&'static str, Dtype, [usize; 2]) {
+    match w.place {
+        Place::Inside { phi } => ("phi", Dtype::U8, [linear.n, phi.row_bytes(scheme, linear.k)]),
+        Place::Outside { .. } => ("codes", Dtype::I32, [linear.n, pack::words(linear.k, scheme.bits)]),
+    }
 }
 
 /// Writes every tensor; `each` is told the bytes written, for a progress bar.
@@ -95,7 +75,10 @@ pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each:
     let make = |spec: &Spec, made: &mut Made| {
         let (linear, suffix) = place(spec);
         match (linear, suffix.as_str()) {
-            (Some(linear), "phi") => downcast(scales, linear, w, made.room(spec.bytes())?)?,
+            (Some(linear), "phi" | "codes") => match w.place {
+                Place::Inside { phi } => downcast(scales, linear, phi, made.room(spec.bytes())?)?,
+                Place::Outside { .. } => made.store(scales.rounded(linear)?.codes),
+            },
             (Some(_), "lora_a") => made.room(spec.bytes())?.fill(0),
             (Some(linear), "lora_b") => {
                 made.put(bytemuck::cast_slice(&lowrank::init_b(w.rank, linear.k, w.seed, &spec.name)).to_vec());
@@ -148,10 +131,10 @@ fn not_finite_in(name: &str, row: usize, path: &Path, cure: &str) -> Error {
 }
 
 /// Φ0 = φ(W0/s0 + z) of one linear; of a model quantized by the same scheme, φ of its integers.
-fn downcast(scales: &Scales, linear: &LinearName, w: &Wrapping, packed: &mut [u8]) -> Result<()> {
+fn downcast(scales: &Scales, linear: &LinearName, phi: Phi, packed: &mut [u8]) -> Result<()> {
     let (k, scheme) = (linear.k, scales.scheme);
     let start = scales.start(linear)?;
-    let rows = packed.par_chunks_mut(w.phi.row_bytes(scheme, k)).enumerate();
+    let rows = packed.par_chunks_mut(phi.row_bytes(scheme, k)).enumerate();
     rows.for_each_init(
         || vec![0.0; k],
         |z, (row, packed)| {
@@ -159,7 +142,7 @@ fn downcast(scales: &Scales, linear: &LinearName, w: &Wrapping, packed: &mut [u8
                 #[inline(always)]
                 || {
                     start.read(row, z);
-                    w.phi.pack_row(scheme, z, packed);
+                    phi.pack_row(scheme, z, packed);
                 },
             );
         },
@@ -184,7 +167,7 @@ impl Wrapped {
     }
 
     pub fn of(stage: Stage) -> Result<Wrapped> {
-        let (scheme, wrapping) = (scheme_of(&stage)?, Wrapping::read(&stage)?);
+        let (scheme, wrapping) = (scheme_of(&stage)?, Wrapping::read(&stage.dir, &stage.record.arguments)?);
         let config_json = read_config(&stage.dir)?;
         let config = Config::parse(&stage.dir.join("config.json"), &config_json)?;
         let file = TensorFile::open(&stage.dir.join(FILE))?;
@@ -208,28 +191,48 @@ impl Wrapped {
     pub fn masters_from(&self, linear: &LinearName, trained: Option<&TensorFile>) -> Result<LinearGrid> {
         let start = read_grid(&self.file, linear, self.scheme)?;
         let Some(trained) = trained else { return Ok(start) };
+        // Scales beside which only adapters were trained are those of the start.
+        if self.wrapping.is_outside() && trained.get(&format!("{}.scale", linear.name)).is_none() {
+            return Ok(start);
+        }
         let scale = read_finite(trained, linear, "scale", [linear.n, self.scheme.groups(linear.k)])?;
         Ok(LinearGrid { scale, ..start })
     }
 
     /// A linear with its trained tensors taken from `trained`, or at their start.
-    pub fn linear_from(&self, linear: &LinearName, trained: Option<&TensorFile>) -> Result<HostLowRank> {
-        let (n, k, w) = (linear.n, linear.k, &self.wrapping);
-        let phi =
-            self.file.expect(&format!("{}.phi", linear.name), Dtype::U8, &[n, w.phi.row_bytes(self.scheme, k)])?;
+    pub fn linear_from(&self, linear: &LinearName, trained: Option<&TensorFile>) -> Result<HostLinear> {
+        let (w, scheme, rank) = (&self.wrapping, self.scheme, self.wrapping.rank_of(linear));
+        let (suffix, dtype, shape) = frozen(linear, scheme, w);
+        let weights = self.file.expect(&format!("{}.{suffix}", linear.name), dtype, &shape)?;
         let LinearGrid { scale, zero } = self.masters_from(linear, trained)?;
         let from = trained.unwrap_or(&self.file);
-        let read = |suffix, shape| read_finite(from, linear, suffix, shape);
-        Ok(HostLowRank {
-            scheme: self.scheme,
-            stored: w.phi,
-            phi,
-            rank: w.rank,
-            alpha: w.alpha,
-            scale,
-            zero,
-            a: read("lora_a", [n, w.rank])?,
-            b: read("lora_b", [w.rank, k])?,
+        let factors = || -> Result<(Vec<f32>, Vec<f32>)> {
+            let a = read_finite(from, linear, "lora_a", [linear.n, rank])?;
+            Ok((a, read_finite(from, linear, "lora_b", [rank, linear.k])?))
+        };
+        Ok(match w.place {
+            Place::Inside { phi: stored } => {
+                let (a, b) = factors()?;
+                HostLinear::LowRank(HostLowRank {
+                    scheme,
+                    stored,
+                    phi: weights,
+                    rank,
+                    alpha: w.alpha,
+                    scale,
+                    zero,
+                    a,
+                    b,
+                })
+            }
+            Place::Outside { .. } => {
+                let mut adapter = None;
+                if rank > 0 {
+                    let (a, b) = factors()?;
+                    adapter = Some(HostAdapter { rank, alpha: w.alpha, a, b });
+                }
+                HostLinear::Codes(Codes { scheme, codes: weights, scale, master: true, zero, adapter })
+            }
         })
     }
 }
@@ -256,7 +259,7 @@ impl Source for Wrapped {
     }
 
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
-        Ok(HostLinear::LowRank(self.linear_from(linear, None)?))
+        self.linear_from(linear, None)
     }
 
     fn grid(&self, linear: &LinearName) -> Result<LinearGrid> {

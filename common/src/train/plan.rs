@@ -3,13 +3,14 @@
 use serde::Serialize;
 
 use crate::compute::answers::Layout;
-use crate::compute::backend::{Backend, Extent};
+use crate::compute::backend::{Backend, Extent, Training};
 use crate::error::Result;
 use crate::model::Config;
 use crate::model::ledger::Activations;
 use crate::model::weights::{HostBlock, Source};
 use crate::model::{names, teacher};
-use crate::quant::{Phi, Scheme};
+use crate::quant::Scheme;
+use crate::stage::wrapping::{Place, Wrapping};
 
 use super::recipe::Recipe;
 
@@ -25,8 +26,7 @@ pub struct Held {
 pub struct Holding<'a> {
     pub config: &'a Config,
     pub scheme: Scheme,
-    pub phi: Phi,
-    pub rank: usize,
+    pub wrapping: &'a Wrapping,
     pub floats: FloatBytes,
     pub recipe: &'a Recipe,
     /// Of all blocks, where there is room.
@@ -129,18 +129,32 @@ fn floats<B: Backend>(h: &Holding, rows: usize) -> Held {
 
 pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
     let linears = names::linears(h.config);
-    let phi: u64 = linears.iter().map(|l| (l.n * h.phi.row_bytes(h.scheme, l.k)) as u64).sum();
-    let trained: u64 = linears.iter().map(|l| (l.n * h.scheme.groups(l.k) + h.rank * (l.n + l.k)) as u64 * 4).sum();
+    let w = h.wrapping;
+    let frozen: u64 = linears.iter().map(|l| w.frozen_bytes(l, h.scheme) as u64).sum();
+    let scales: u64 = linears.iter().map(|l| 4 * (l.n * h.scheme.groups(l.k)) as u64).sum();
+    let factors: u64 = linears.iter().map(|l| 4 * (w.rank_of(l) * (l.n + l.k)) as u64).sum();
+    let fixed_scales = w.is_outside() && h.recipe.lr_scale == 0.0;
+    let (trained, frozen) = if fixed_scales { (factors, frozen + scales) } else { (factors + scales, frozen) };
+    let stored = match w.place {
+        Place::Inside { phi } => format!("Φ0 as {phi} of {}", h.scheme),
+        Place::Outside { .. } => format!("integers of {}", h.scheme),
+    };
+    let what = match (w.rank, fixed_scales) {
+        (0, _) => "s",
+        (_, true) => "A, B",
+        (_, false) => "A, B and s",
+    };
+    let masters = if w.rank > 0 { format!("rank {}, f32 masters", w.rank) } else { "f32 masters".into() };
     let zero: u64 =
         if h.scheme.asymmetric { linears.iter().map(|l| (l.n * h.scheme.groups(l.k) * 4) as u64).sum() } else { 0 };
     let rows = h.recipe.batch * h.recipe.seq;
     let acts = Activations::lengths(h.config, rows, true);
     let acts = if h.keep_integers { acts.keeping_integers(h.config) } else { acts };
     let mut held = vec![
-        Held { what: "frozen weights", detail: format!("Φ0 as {} of {}", h.phi, h.scheme), bytes: phi + zero },
+        Held { what: "frozen weights", detail: stored, bytes: frozen + zero },
         floats::<B>(h, rows),
-        Held { what: "A, B and s", detail: format!("rank {}, f32 masters", h.rank), bytes: trained },
-        Held { what: "gradients", detail: "of A, B and s, f32".into(), bytes: trained },
+        Held { what, detail: masters, bytes: trained },
+        Held { what: "gradients", detail: format!("of {what}, f32"), bytes: trained },
         Held { what: "Adam", detail: "two moments, f32".into(), bytes: 2 * trained },
         Held {
             what: "checkpoints",
@@ -163,7 +177,12 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
     let c = h.config;
     let extent = Extent {
         linears: &shapes,
-        rank: h.rank,
+        training: Some(Training {
+            rank: w.rank,
+            outside: w.is_outside(),
+            dropout: w.dropout() > 0.0,
+            scales: h.recipe.lr_scale > 0.0,
+        }),
         vocab: c.vocab,
         d: c.d,
         heads: c.attention_heads(),

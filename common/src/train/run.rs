@@ -8,6 +8,7 @@ use super::recipe::Recipe;
 use super::resume::Saves;
 use crate::compute::answers::Answers;
 use crate::compute::backend::{Backend, Loss, Teaching};
+use crate::compute::dropout;
 use crate::data::order::Windows;
 use crate::error::{Error, Result};
 use crate::format::atomic::PartDir;
@@ -37,6 +38,8 @@ pub struct Run<'a, B: Backend> {
     pub saves: &'a Saves<'a>,
     /// Steps between saves; 0 saves only when stopped.
     pub save_every: u64,
+    /// Part of an adapter's inputs that is dropped.
+    pub dropout: f32,
     /// Keep the integers of all blocks from step to step.
     pub keep_integers: bool,
     /// The step to stop at.
@@ -107,7 +110,7 @@ impl<B: Backend> Run<'_, B> {
     /// Gradients of step `t` over all its micro-batches; returns the means of both terms over tokens.
     fn gradients(
         &mut self,
-        model: &Model<B>,
+        model: &mut Model<B>,
         t: u64,
         windows: &Windows,
         acts: &mut Pass<B>,
@@ -134,6 +137,7 @@ impl<B: Backend> Run<'_, B> {
         let (ce, kl) = (ce as f32, kl as f32);
         let mut sum = Terms::default();
         for (i, (batch, places)) in batches.iter().zip(micro_batches).enumerate() {
+            model.dropout = Some(dropout::Pass { p: self.dropout, seed: r.seed, step: t, micro_batch: i as u64 });
             let terms = match &mut self.taught {
                 Taught::Not => {
                     let loss = Loss { ce, kl: 0.0, teacher: None };

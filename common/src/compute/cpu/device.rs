@@ -135,9 +135,7 @@ impl<E: Element> Backend for Cpu<E> {
     }
 
     fn round_weight(&self, w: &Weight<Self>, to: &mut Aligned<i8>) {
-        if let Weight::LowRank(w) = w {
-            made::round_all(w, to);
-        }
+        made::round_all(w, to);
     }
 
     fn linear_forward(&self, x: &Aligned<E>, rows: usize, w: &Weight<Self>, y: Output<Self>) {

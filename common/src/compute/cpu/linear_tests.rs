@@ -6,7 +6,7 @@ use super::Cpu;
 use super::aligned::Aligned;
 use super::element::Element;
 use super::testing::{on_thread_pools, random};
-use crate::compute::backend::{Backend, Branch, LowRank, LowRankGrads, Output, Weight};
+use crate::compute::backend::{Backend, Branch, Gradients, LowRank, Output, Weight};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::{Phi, Scheme, grid};
 
@@ -160,7 +160,7 @@ fn computed<E: Element>(c: &Case, x: &[E], dy: &[E], keep: bool) -> Values<f32> 
     let (mut ds, mut da, mut db) = (ones(0), ones(0), ones(0));
     for _ in 0..2 {
         (ds, da, db) = (ones(c.scale.len()), ones(c.a.len()), ones(c.b.len()));
-        let grads = Some(LowRankGrads { scale: &mut ds, a: &mut da, b: &mut db });
+        let grads = Some(Gradients { scale: Some(&mut ds), factors: Some([&mut da, &mut db]) });
         let branch = Branch { weight: low(keep.then_some(&integers)), dy: &dy, grads };
         cpu.linears_backward(&x, c.rows, [branch], Output::Activation(&mut dx));
     }
@@ -264,7 +264,11 @@ fn together<E: Element>(n: [usize; 2], k: usize, rows: usize, unit: f64) {
     let [first, second] = &mut grads;
     let mut branches = Vec::new();
     for (i, [scale, a, b]) in [first, second].into_iter().enumerate() {
-        branches.push(Branch { weight: weight(i), dy: &dy[i], grads: Some(LowRankGrads { scale, a, b }) });
+        branches.push(Branch {
+            weight: weight(i),
+            dy: &dy[i],
+            grads: Some(Gradients { scale: Some(scale), factors: Some([a, b]) }),
+        });
     }
     let branches: [Branch<Cpu<E>>; 2] = branches.try_into().ok().unwrap();
     let mut dx = up(&vec![7.0; rows * k]);
@@ -273,7 +277,11 @@ fn together<E: Element>(n: [usize; 2], k: usize, rows: usize, unit: f64) {
     for (i, together) in grads.iter().enumerate() {
         let mut alone = tensors[i].each_ref().map(|of| zeros(of.len()));
         let [scale, a, b] = &mut alone;
-        let branch = Branch { weight: weight(i), dy: &dy[i], grads: Some(LowRankGrads { scale, a, b }) };
+        let branch = Branch {
+            weight: weight(i),
+            dy: &dy[i],
+            grads: Some(Gradients { scale: Some(scale), factors: Some([a, b]) }),
+        };
         cpu.linears_backward(&x, rows, [branch], Output::set(&mut dx));
         for (together, alone) in together.iter().zip(&alone) {
             assert_eq!(together[..], alone[..]);
@@ -310,9 +318,9 @@ fn through_swiglu<E: Element>(n: usize, k: usize, rows: usize, unit: f64) {
     let (mut alone, mut together) = ([0; 2].map(|_| up(&vec![0.0; n * 4])), [0; 2].map(|_| up(&vec![0.0; 4 * k])));
     let mut ds = [0; 2].map(|_| up(&vec![0.0; n]));
     let (mut dout, before) = (up(&vec![0.0; rows * k]), (gate.to_vec(), up_.to_vec()));
-    let grads = Some(LowRankGrads { scale: &mut ds[0], a: &mut alone[0], b: &mut together[0] });
+    let grads = Some(Gradients { scale: Some(&mut ds[0]), factors: Some([&mut alone[0], &mut together[0]]) });
     cpu.linears_backward(&inner, rows, [Branch { weight: weight(), dy: &dy, grads }], Output::set(&mut dout));
-    let grads = Some(LowRankGrads { scale: &mut ds[1], a: &mut alone[1], b: &mut together[1] });
+    let grads = Some(Gradients { scale: Some(&mut ds[1]), factors: Some([&mut alone[1], &mut together[1]]) });
     cpu.swiglu_backward(&inner, rows, Branch { weight: weight(), dy: &dy, grads }, &mut gate, &mut up_);
     assert_eq!((&ds[0][..], &alone[0][..], &together[0][..]), (&ds[1][..], &alone[1][..], &together[1][..]));
     for at in 0..rows * k {

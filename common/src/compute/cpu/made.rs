@@ -10,7 +10,7 @@ use super::Cpu;
 use super::element::Element;
 use super::product::Rows;
 use super::simd::simd;
-use crate::compute::backend::{LowRank, Weight};
+use crate::compute::backend::{Codes, LowRank, Weight};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::grid::{self, COLUMNS, ROWS};
 use crate::quant::lanes;
@@ -19,21 +19,15 @@ use crate::quant::{Factors, RealWeight, Rounding, Scheme, pack};
 /// A weight [n, k] whose Ŵ is made where it is needed.
 pub enum MadeWeight<'a, E> {
     Float(FloatRows<'a, E>),
-    Codes(CodeRows<'a, E>),
-    LowRank(LowRankRows<'a, E>),
+    Quantized(Box<QuantizedRows<'a, E>>),
 }
 
 impl<'a, E: Element> MadeWeight<'a, E> {
     pub fn new(w: &'a Weight<'a, Cpu<E>>) -> MadeWeight<'a, E> {
         match w {
             Weight::Float { w, n, k } => MadeWeight::Float(FloatRows::new(w, *n, *k)),
-            Weight::Codes { codes, scheme, scale, zero, n, k } => MadeWeight::Codes(CodeRows {
-                codes,
-                grid: GridRows::new(*scheme, *k, Cow::Borrowed(scale), zero.map(|z| &z[..])),
-                n: *n,
-                _of: PhantomData,
-            }),
-            Weight::LowRank(w) => MadeWeight::LowRank(LowRankRows::new(w)),
+            Weight::Codes(w) => MadeWeight::Quantized(Box::new(QuantizedRows::of_codes(w))),
+            Weight::LowRank(w) => MadeWeight::Quantized(Box::new(QuantizedRows::of_low_rank(w))),
         }
     }
 }
@@ -44,24 +38,21 @@ impl<E: Element> Rows for MadeWeight<'_, E> {
     fn n(&self) -> usize {
         match self {
             MadeWeight::Float(w) => w.n,
-            MadeWeight::Codes(w) => w.n,
-            MadeWeight::LowRank(w) => w.n,
+            MadeWeight::Quantized(w) => w.n,
         }
     }
 
     fn k(&self) -> usize {
         match self {
             MadeWeight::Float(w) => w.k,
-            MadeWeight::Codes(w) => w.grid.k,
-            MadeWeight::LowRank(w) => w.grid.k,
+            MadeWeight::Quantized(w) => w.grid.k,
         }
     }
 
     fn make(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [E]) {
         match self {
             MadeWeight::Float(w) => w.make(rows, columns, out),
-            MadeWeight::Codes(w) => w.make(rows, columns, out),
-            MadeWeight::LowRank(w) => w.make(rows, columns, out),
+            MadeWeight::Quantized(w) => w.make(rows, columns, out),
         }
     }
 }
@@ -119,59 +110,38 @@ impl<E: Element> Rows for FloatRows<'_, E> {
     }
 }
 
-/// Folded integers.
-pub struct CodeRows<'a, E> {
-    codes: &'a Tensor,
-    grid: GridRows<'a>,
-    n: usize,
-    _of: PhantomData<E>,
-}
-
-impl<E: Element> CodeRows<'_, E> {
-    fn make(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [E]) {
-        let (scheme, k) = (self.grid.scheme, self.grid.k);
-        let row_bytes = 4 * pack::words(k, scheme.bits);
-        let offset = scheme.qmin();
-        simd(
-            #[inline(always)]
-            || {
-                for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
-                    let packed = &self.codes.bytes()[row * row_bytes..(row + 1) * row_bytes];
-                    for (i, out) in out.chunks_mut(COLUMNS).enumerate() {
-                        let from = columns.start + i * COLUMNS;
-                        // 32 codes are whole words.
-                        let first = 4 * pack::words(from, scheme.bits);
-                        let words = &packed[first..first + 4 * pack::words(out.len(), scheme.bits)];
-                        let mut codes = [0f32; COLUMNS];
-                        pack::unpack(words, scheme.bits, out.len(), |k, code| codes[k] = f32::from(code) + offset);
-                        let (scale, zero) = self.grid.columns(row, from, out.len());
-                        for j in 0..out.len() {
-                            out[j] = E::from_f32(grid::dequantize(codes[j], zero[j], scale[j]));
-                        }
-                    }
-                }
-            },
-        );
-    }
-}
-
-/// Φ0 with A, B and s.
-pub struct LowRankRows<'a, E> {
-    pub real: RealWeight<'a>,
-    /// [`grid::kept`] of every weight [n, k].
+/// Integers on a grid: W_Z itself, or Φ0 with A and B, which give round(Z).
+pub struct QuantizedRows<'a, E> {
+    pub stored: Stored<'a>,
+    /// What was kept of every weight [n, k]: [`grid::kept`], or W_Z.
     integers: Option<&'a [i8]>,
     pub grid: GridRows<'a>,
     pub n: usize,
     _of: PhantomData<E>,
 }
 
-impl<'a, E: Element> LowRankRows<'a, E> {
-    pub fn new(w: &LowRank<'a, Cpu<E>>) -> LowRankRows<'a, E> {
-        let scale = w.scale.iter().map(|s| grid::forward_scale(*s)).collect();
-        LowRankRows {
-            real: RealWeight::new(factors(w)),
-            grid: GridRows::new(w.scheme, w.k, Cow::Owned(scale), w.zero.map(|z| &z[..])),
+pub enum Stored<'a> {
+    Codes(&'a Tensor),
+    Real(RealWeight<'a>),
+}
+
+impl<'a, E: Element> QuantizedRows<'a, E> {
+    fn of_codes(w: &'a Codes<'a, Cpu<E>>) -> QuantizedRows<'a, E> {
+        let scale = if w.master { forward_scales(w.scale) } else { Cow::Borrowed(&w.scale[..]) };
+        QuantizedRows {
+            stored: Stored::Codes(w.codes),
+            integers: w.integers.map(|i| &i[..]),
+            grid: GridRows::new(w.scheme, w.k, scale, w.zero.map(|z| &z[..])),
+            n: w.n,
+            _of: PhantomData,
+        }
+    }
+
+    fn of_low_rank(w: &LowRank<'a, Cpu<E>>) -> QuantizedRows<'a, E> {
+        QuantizedRows {
+            stored: Stored::Real(RealWeight::new(factors(w))),
             integers: w.integers.filter(|_| fits_a_byte(w.scheme)).map(|i| &i[..]),
+            grid: GridRows::new(w.scheme, w.k, forward_scales(w.scale), w.zero.map(|z| &z[..])),
             n: w.n,
             _of: PhantomData,
         }
@@ -181,12 +151,17 @@ impl<'a, E: Element> LowRankRows<'a, E> {
     #[inline(always)]
     pub fn rounded(&self, rows: Range<usize>, columns: Range<usize>) -> [[f32; COLUMNS]; ROWS] {
         let Some(integers) = self.integers else {
-            // Loops, not map(): what is not inlined is not compiled for the instruction set.
-            let mut z = self.real.block(rows, columns);
-            for z in z.as_flattened_mut() {
-                *z = grid::round(*z);
-            }
-            return z;
+            return match &self.stored {
+                Stored::Codes(codes) => self.unpacked(codes, rows, columns),
+                Stored::Real(real) => {
+                    // Loops, not map(): what is not inlined is not compiled for the instruction set.
+                    let mut z = real.block(rows, columns);
+                    for z in z.as_flattened_mut() {
+                        *z = grid::round(*z);
+                    }
+                    z
+                }
+            };
         };
         let mut block = [[0f32; COLUMNS]; ROWS];
         for (out, row) in block.iter_mut().zip(rows) {
@@ -207,11 +182,30 @@ impl<'a, E: Element> LowRankRows<'a, E> {
         block
     }
 
-    /// Brings what [`LowRankRows::rounded`] reads of these rows, as far as there are any, ahead of its use.
+    #[inline(always)]
+    fn unpacked(&self, codes: &Tensor, rows: Range<usize>, columns: Range<usize>) -> [[f32; COLUMNS]; ROWS] {
+        let GridRows { scheme, k, .. } = self.grid;
+        let (row_bytes, offset) = (4 * pack::words(k, scheme.bits), scheme.qmin());
+        // 32 codes are whole words.
+        let first = 4 * pack::words(columns.start, scheme.bits);
+        let words = first..first + 4 * pack::words(columns.len(), scheme.bits);
+        let mut block = [[0f32; COLUMNS]; ROWS];
+        for (out, row) in block.iter_mut().zip(rows) {
+            let packed = &codes.bytes()[row * row_bytes..][words.clone()];
+            pack::unpack(packed, scheme.bits, columns.len(), |j, code| out[j] = f32::from(code) + offset);
+        }
+        block
+    }
+
+    /// Brings what [`QuantizedRows::rounded`] reads of these rows, as far as there are any, ahead of its use.
     #[inline(always)]
     pub fn fetch(&self, rows: Range<usize>, columns: Range<usize>) {
         match self.integers {
-            None => self.real.fetch(rows, columns),
+            None => {
+                if let Stored::Real(real) = &self.stored {
+                    real.fetch(rows, columns);
+                }
+            }
             Some(integers) => {
                 for row in integers.chunks_exact(self.grid.k).take(rows.end).skip(rows.start) {
                     lanes::fetch(&row[columns.clone()]);
@@ -274,16 +268,33 @@ fn fits_a_byte(scheme: Scheme) -> bool {
     scheme.bits < 8
 }
 
-/// Keeps round(Z) of a whole weight, if it fits.
-pub fn round_all<E: Element>(w: &LowRank<Cpu<E>>, to: &mut [i8]) {
-    if !fits_a_byte(w.scheme) {
-        return;
+/// So many rows that a panel of B, once in the cache, serves some blocks.
+const TOGETHER: usize = 8 * ROWS;
+
+/// Keeps round(Z) of a whole low-rank weight, if it fits, or W_Z of one with fixed integers.
+pub fn round_all<E: Element>(w: &Weight<Cpu<E>>, to: &mut [i8]) {
+    let (n, k) = w.shape();
+    let to = to[..n * k].par_chunks_mut(TOGETHER * k).enumerate();
+    match w {
+        Weight::LowRank(w) if fits_a_byte(w.scheme) => {
+            let rounding = Rounding::new(factors(w));
+            to.for_each(|(i, to)| rounding.kept(i * TOGETHER, to));
+        }
+        Weight::Codes(w) => {
+            let (row_bytes, least) = (4 * pack::words(k, w.scheme.bits), w.scheme.qmin() as i8);
+            to.zip(w.codes.bytes().par_chunks(TOGETHER * row_bytes)).for_each(|((_, to), packed)| {
+                for (to, packed) in to.chunks_exact_mut(k).zip(packed.chunks_exact(row_bytes)) {
+                    pack::unpack(packed, w.scheme.bits, k, |j, code| to[j] = (code as i8).wrapping_add(least));
+                }
+            });
+        }
+        _ => {}
     }
-    let rounding = Rounding::new(factors(w));
-    // So many rows that a panel of B, once in the cache, serves some blocks.
-    const TOGETHER: usize = 8 * ROWS;
-    let to = to[..w.n * w.k].par_chunks_mut(TOGETHER * w.k).enumerate();
-    to.for_each(|(i, to)| rounding.kept(i * TOGETHER, to));
+}
+
+/// The scales of the forward pass, of the masters.
+fn forward_scales(masters: &[f32]) -> Cow<'_, [f32]> {
+    masters.iter().map(|s| grid::forward_scale(*s)).collect()
 }
 
 /// What Z is made of.

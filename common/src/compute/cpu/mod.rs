@@ -9,6 +9,7 @@
 
 pub mod device;
 pub mod linear;
+pub mod adapter;
 pub mod made;
 pub mod weight_gradient;
 pub mod head;
@@ -30,6 +31,8 @@ pub mod aligned;
 
 pub use device::Cpu;
 
+#[cfg(test)]
+mod adapter_tests;
 #[cfg(test)]
 mod linear_tests;
 #[cfg(test)]

@@ -6,6 +6,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::ThreadPoolBuilder;
 
+use crate::compute::backend::{Adapter, Backend, Codes, Dropout, Weight};
+use crate::format::tensor::{Dtype, Tensor};
+use crate::quant::{Scheme, pack};
+
 /// n values in [-2, 2)
 pub fn random(seed: u64, n: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -94,4 +98,85 @@ pub fn on_every_isa(f: impl Fn() -> Vec<f32>) {
 
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Fixed integers with an adapter, on a device.
+pub struct Adapted<B: Backend> {
+    scheme: Scheme,
+    codes: B::Frozen,
+    scale: B::Buffer,
+    zero: Option<B::Buffer>,
+    a: B::Buffer,
+    b: B::Buffer,
+    integers: B::Integers,
+    rank: usize,
+    factor: f32,
+    n: usize,
+    k: usize,
+}
+
+impl<B: Backend> Adapted<B> {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        backend: &B,
+        scheme: Scheme,
+        [n, k, rank]: [usize; 3],
+        integers: &[f32],
+        [scale, a, b]: [&[f32]; 3],
+        zero: Option<&[f32]>,
+        factor: f32,
+    ) -> Adapted<B> {
+        let words = pack::words(k, scheme.bits);
+        let mut packed = vec![0u32; n * words];
+        for (row, packed) in integers.chunks(k).zip(packed.chunks_mut(words)) {
+            let codes: Vec<u8> = row.iter().map(|w| (w - scheme.qmin()) as u8).collect();
+            pack::pack(&codes, scheme.bits, packed);
+        }
+        let bytes = packed.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let up = |values: &[f32]| backend.upload(values).unwrap();
+        let mut linear = Adapted {
+            scheme,
+            codes: backend.freeze(&Tensor::owned(bytes, Dtype::I32, vec![n, words])).unwrap(),
+            scale: up(scale),
+            zero: zero.map(up),
+            a: up(a),
+            b: up(b),
+            integers: backend.integers(n * k).unwrap(),
+            rank,
+            factor,
+            n,
+            k,
+        };
+        let mut kept = backend.integers(n * k).unwrap();
+        backend.round_weight(&linear.weight(None, false), &mut kept);
+        linear.integers = kept;
+        linear
+    }
+
+    /// Of random values, with the scheme of `word`; shape is n, k, rank.
+    pub fn random(backend: &B, word: &str, shape: [usize; 3], seed: u64) -> Adapted<B> {
+        let (scheme, [n, k, rank]) = (word.parse::<Scheme>().unwrap(), shape);
+        let integers: Vec<f32> = random(seed, n * k)
+            .iter()
+            .map(|x| (x * scheme.qmax()).round().clamp(scheme.qmin(), scheme.qmax()))
+            .collect();
+        let scale: Vec<f32> = random(seed + 1, n * scheme.groups(k)).iter().map(|x| 0.02 + x.abs() / 50.0).collect();
+        let (a, b) = (random(seed + 2, n * rank), random(seed + 3, rank * k));
+        Adapted::new(backend, scheme, shape, &integers, [&scale, &a, &b], None, 0.5)
+    }
+
+    pub fn weight(&self, dropout: Option<Dropout>, kept: bool) -> Weight<'_, B> {
+        let adapter = Adapter { a: &self.a, b: &self.b, rank: self.rank, factor: self.factor, dropout };
+        Weight::Codes(Codes {
+            codes: &self.codes,
+            scheme: self.scheme,
+            scale: &self.scale,
+            master: true,
+            zero: self.zero.as_ref(),
+            integers: kept.then_some(&self.integers),
+            adapter: Some(adapter),
+            n: self.n,
+            k: self.k,
+        })
+    }
 }

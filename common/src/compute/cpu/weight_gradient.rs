@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::element::Element;
-use super::made::LowRankRows;
+use super::made::{QuantizedRows, Stored};
 use super::product::{
     COLUMNS, Kernel, Left, Lines, PackedColumns, Scratch, Sink, Split, Square, Tile, ToF32, product, transpose,
 };
@@ -51,13 +51,13 @@ fn parts<K: Kernel>(n: usize) -> (usize, usize) {
     (unit, panels.div_ceil(unit))
 }
 
-/// One of the weights of an input: dy [rows, n], and where ds [n, G], dA [n, r] and dB [r, k] are added.
+/// One of the weights of an input: dy [rows, n], and where ds [n, G] and, of a low-rank weight, dA [n, r] and dB [r, k] are
+/// added.
 pub struct WeightGradient<'a, E> {
-    pub w: &'a LowRankRows<'a, E>,
+    pub w: &'a QuantizedRows<'a, E>,
     pub dy: &'a [E],
     pub scale: &'a mut [f32],
-    pub a: &'a mut [f32],
-    pub b: &'a mut [f32],
+    pub factors: Option<[&'a mut [f32]; 2]>,
 }
 
 /// Adds the gradients of all weights of the input x [rows, k], which is packed once.
@@ -84,26 +84,30 @@ fn weight_gradient<K: Kernel, E: Element>(
     rows: usize,
     of: WeightGradient<E>,
 ) {
-    let WeightGradient { w, dy, scale, a: da, b: db } = of;
-    let f = &w.real.of;
-    let (n, k, r) = (w.n, f.k, f.rank);
+    let WeightGradient { w, dy, scale, factors } = of;
+    let (n, k) = (w.n, w.grid.k);
+    let dy = Left::new(kernel, &Lines::new(dy, n, rows, (1, n)), &mut scratch.dy);
+    let ds = ToF32::new(scale, n, w.grid.groups, w.grid.groups, true);
+    let (Stored::Real(real), Some([da, db])) = (&w.stored, factors) else {
+        return product(kernel, &dy, x, Split::Rows(1), &ToGradients { w, ds, factors: None });
+    };
+    let f = &real.of;
+    let r = f.rank;
     let (unit, count) = parts::<K>(n);
     let scaled = |from: &[f32], to: &mut [f32]| to.iter_mut().zip(from).for_each(|(to, x)| *to = f.factor * x);
     let (a, b) = (scratch.a.take::<f32>(n * r), scratch.b.take::<f32>(r * k));
     scaled(f.a, a);
     scaled(f.b, b);
-    let dy = Left::new(kernel, &Lines::new(dy, n, rows, (1, n)), &mut scratch.dy);
     let parts = scratch.parts.take::<f32>(count * r * k);
-    let sink = ToGradients {
-        w,
+    let factors = ToFactors {
+        rank: r,
         unit,
         a: Left::new(kernel, &Lines::new(a, r, n, (1, r)), &mut scratch.a_packed),
         b: PackedColumns::new(kernel, &Lines::rows(b, r, k), &mut scratch.b_packed),
         da: ToF32::new(da, n, r, r, true),
         db: parts.chunks_exact_mut(r * k).map(|part| ToF32::new(part, r, k, k, false)).collect(),
-        ds: ToF32::new(scale, n, w.grid.groups, w.grid.groups, true),
     };
-    product(kernel, &dy, x, Split::Rows(unit), &sink);
+    product(kernel, &dy, x, Split::Rows(unit), &ToGradients { w, ds, factors: Some(factors) });
     add_parts(parts, db);
 }
 
@@ -126,14 +130,20 @@ fn add_parts(parts: &[f32], db: &mut [f32]) {
 }
 
 struct ToGradients<'a, K: Kernel, E> {
-    w: &'a LowRankRows<'a, E>,
+    w: &'a QuantizedRows<'a, E>,
+    ds: ToF32<'a>,
+    factors: Option<ToFactors<'a, K>>,
+}
+
+/// Where dZ goes of a weight that has low-rank factors.
+struct ToFactors<'a, K: Kernel> {
+    rank: usize,
     unit: usize,
     /// (α/r)·Aᵀ [r, n] and (α/r)·Bᵀ [k, r].
     a: Left<'a, K>,
     b: PackedColumns<'a, K::Packed>,
     da: ToF32<'a>,
     db: Vec<ToF32<'a>>,
-    ds: ToF32<'a>,
 }
 
 /// dZ of a tile as the products for dA and dB read it.
@@ -154,22 +164,23 @@ impl<K: Kernel, E: Element> Sink<K> for ToGradients<'_, K, E> {
             #[inline(always)]
             || self.to_dz(first..first + rows, from..from + columns, tile),
         );
+        let Some(factors) = &self.factors else { return };
         let dz = &tile[..rows * COLUMNS];
         let (steps, row_steps) = (columns.div_ceil(K::STEP), rows.div_ceil(K::STEP));
         let by_rows: &mut [K::Packed] = bytemuck::cast_slice_mut(&mut state.rows.0);
         kernel.pack_rows(&Lines::rows(dz, rows, COLUMNS), 0, 0..COLUMNS / K::STEP, by_rows);
         let by_columns: &mut [K::Packed] = bytemuck::cast_slice_mut(&mut state.columns.0);
         kernel.pack_columns(&Lines::columns(dz, rows, COLUMNS), 0, 0..row_steps, by_columns);
-        let r = self.w.real.of.rank;
+        let r = factors.rank;
         for panel in 0..r.div_ceil(COLUMNS) {
-            let b = self.b.panel::<K>(panel, from / K::STEP);
+            let b = factors.b.panel::<K>(panel, from / K::STEP);
             // SAFETY: the driver has begun a session; panels are packed for these steps; rows of dA belong to this thread.
-            unsafe { self.da.tile(kernel, kernel.packed_rows(by_rows.as_ptr()), b, steps, row, panel) };
+            unsafe { factors.da.tile(kernel, kernel.packed_rows(by_rows.as_ptr()), b, steps, row, panel) };
         }
-        let part = &self.db[row / self.unit];
-        let part = part.again(!row.is_multiple_of(self.unit));
+        let part = &factors.db[row / factors.unit];
+        let part = part.again(!row.is_multiple_of(factors.unit));
         for panel in 0..r.div_ceil(K::ROWS) {
-            let a = self.a.at(panel, first / K::STEP);
+            let a = factors.a.at(panel, first / K::STEP);
             // SAFETY: as above; a part belongs to one thread.
             unsafe { part.tile(kernel, a, by_columns, row_steps, panel, column) };
         }

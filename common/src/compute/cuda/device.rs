@@ -131,9 +131,7 @@ impl Backend for Cuda {
     }
 
     fn round_weight(&self, w: &Weight<Self>, to: &mut Memory<i8>) {
-        if let Weight::LowRank(w) = w {
-            weight::round_weight(&self.gpu, &self.weights, w, to);
-        }
+        weight::round_weight(&self.gpu, &self.weights, w, to);
     }
 
     fn linear_forward(&self, x: &Memory<bf16>, rows: usize, w: &Weight<Self>, y: Output<Self>) {
@@ -200,14 +198,17 @@ impl Backend for Cuda {
         &self,
         out: &Memory<bf16>,
         rows: usize,
-        down: Branch<Self>,
+        mut down: Branch<Self>,
         gate: &mut Memory<bf16>,
         up: &mut Memory<bf16>,
     ) {
         let (n, k) = down.weight.shape();
         let (len, dy) = (rows * k, down.dy.view(0..rows * n));
         self.inner.with(&self.gpu, len, |dout| {
-            self.multiply_back(dy, rows, &down.weight, Target::Bf16(dout.view_mut(0..len)));
+            let weight = &down.weight;
+            self.multiply_back(dy, rows, weight, Target::Bf16(dout.view_mut(0..len)));
+            let factors = down.grads.as_mut().and_then(|grads| grads.factors.as_mut());
+            self.adapter_backward(out.view(0..len), rows, weight, dy, factors, Target::Bf16(dout.view_mut(0..len)));
             let (gate, up, dout) = (gate.view_mut(0..len), up.view_mut(0..len), dout.view(0..len));
             self.kernels.elementwise.swiglu_backward(&self.gpu, Grid::elements(len), dout, gate, up, len as i64);
         });

@@ -1,5 +1,6 @@
 // What is computed element by element.
 
+#include "dropout.cuh"
 #include "number.cuh"
 
 // y = x as bf16
@@ -39,4 +40,21 @@ extern "C" __global__ void embedding_forward(const void *table, i32 stored, cons
     if (i >= len) return;
     const i64 row = i / d;
     x[i] = stored_at(table, stored, (tokens ? (i64)tokens[row] : row) * d + i % d);
+}
+
+// y = drop(x), rows of k
+extern "C" __global__ void drop(const bf16 *x, Dropout dropout, i32 k, bf16 *y, i64 len) {
+    const i64 i = thread_index();
+    if (i < len) y[i] = narrow(widen(x[i]) * dropout_factor(dropout, i / k, i % k));
+}
+
+// y += drop(x)
+extern "C" __global__ void add_dropped_bf16(const bf16 *x, Dropout dropout, i32 k, bf16 *y, i64 len) {
+    const i64 i = thread_index();
+    if (i < len) y[i] = narrow(widen(y[i]) + widen(x[i]) * dropout_factor(dropout, i / k, i % k));
+}
+
+extern "C" __global__ void add_dropped_f32(const bf16 *x, Dropout dropout, i32 k, float *y, i64 len) {
+    const i64 i = thread_index();
+    if (i < len) y[i] += widen(x[i]) * dropout_factor(dropout, i / k, i % k);
 }

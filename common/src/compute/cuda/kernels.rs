@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use super::adapter::Mask;
 use super::gpu::{Gpu, Grid};
 use super::launch::kernels;
 use super::memory::{Mut, Ref};
@@ -31,6 +32,9 @@ kernels! {
     fn swiglu_forward(gate: Ref<bf16>, up: Ref<bf16>, out: Mut<bf16>, len: i64);
     fn swiglu_backward(dout: Ref<bf16>, gate: Mut<bf16>, up: Mut<bf16>, len: i64);
     fn embedding_forward(table: Ref<u8>, stored: i32, tokens: Ref<u32>, d: i32, x: Mut<f32>, len: i64);
+    fn drop(x: Ref<bf16>, dropout: Mask, k: i32, y: Mut<bf16>, len: i64);
+    fn add_dropped_bf16(x: Ref<bf16>, dropout: Mask, k: i32, y: Mut<bf16>, len: i64);
+    fn add_dropped_f32(x: Ref<bf16>, dropout: Mask, k: i32, y: Mut<f32>, len: i64);
 }
 
 pub struct Kernels {

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::memory::{Carve, Mut, Ref};
+use super::memory::{Carve, Memory, Mut, Ref};
 use super::product::{Product, To, Transposed};
 use super::state::Cuda;
 use super::weight::{self, Grid, Region, Rounded};
-use crate::compute::backend::{Branch, LowRank, LowRankGrads, Output, Weight};
+use crate::compute::backend::{Branch, Gradients, Output, Weight};
 
 /// Bytes of the workspace, if the weights are as large. Those of tests are small: there it holds no more than a panel.
 const WORKSPACE: usize = if cfg!(test) { 4 << 10 } else { 128 << 20 };
@@ -35,7 +35,7 @@ impl<'a> Target<'a> {
     }
 
     /// From column `column` on.
-    fn at(&mut self, column: usize) -> To<'_> {
+    pub fn at(&mut self, column: usize) -> To<'_> {
         match self {
             Target::Bf16(to) => To::Bf16(to.offset(column)),
             Target::F32(to, _) => To::F32(to.offset(column)),
@@ -76,8 +76,13 @@ fn panels(total: usize, line: usize, each: usize) -> impl Iterator<Item = Range<
 }
 
 impl Cuda {
-    /// y (+)= x·Ŵᵀ. x [rows, k], y [rows, n].
+    /// y (+)= x·Ŵᵀ, and the adapter's part. x [rows, k], y [rows, n].
     pub fn multiply(&self, x: Ref<bf16>, rows: usize, w: &Weight<Cuda>, mut y: Target) {
+        self.multiply_weight(x, rows, w, &mut y);
+        self.adapter_forward(x, rows, w, y);
+    }
+
+    fn multiply_weight(&self, x: Ref<bf16>, rows: usize, w: &Weight<Cuda>, y: &mut Target) {
         let (n, k) = w.shape();
         let accumulate = y.accumulates();
         let product = |n_here| Product { c_leading: n, accumulate, ..Product::new(Transposed::Y, rows, n_here, k) };
@@ -117,74 +122,109 @@ impl Cuda {
     /// dx (+)= of several branches of one input.
     pub fn backward<const N: usize>(&self, x: Ref<bf16>, rows: usize, branches: [Branch<Cuda>; N], mut dx: Target) {
         let accumulates = dx.accumulates();
-        for (i, Branch { weight, dy, grads }) in branches.into_iter().enumerate() {
+        for (i, Branch { weight, dy, mut grads }) in branches.into_iter().enumerate() {
             let dy = dy.view(0..rows * weight.shape().0);
             self.multiply_back(dy, rows, &weight, dx.again(accumulates || i > 0));
+            let factors = grads.as_mut().and_then(|grads| grads.factors.as_mut());
+            self.adapter_backward(x, rows, &weight, dy, factors, dx.again(true));
             self.weight_gradients(x, rows, &weight, dy, grads);
         }
     }
 
-    /// dA, dB and ds += of a low-rank weight, from dŴ = dyᵀ·x.
+    /// ds += and, of a low-rank weight, dA and dB += from dŴ = dyᵀ·x.
     pub fn weight_gradients(
         &self,
         x: Ref<bf16>,
         rows: usize,
         w: &Weight<Cuda>,
         dy: Ref<bf16>,
-        grads: Option<LowRankGrads<Cuda>>,
+        grads: Option<Gradients<Cuda>>,
     ) {
-        let (Weight::LowRank(w), Some(mut grads)) = (w, grads) else { return };
-        let (n, k, r) = (w.n, w.k, w.rank);
-        self.factors.with(&self.gpu, factors_len(n, k, r), |memory| {
-            // A [n, r] and B [r, k] as operands.
-            let mut carve = memory.carve();
-            let (mut a, mut b) = (carve.take::<bf16>(n * r), carve.take::<bf16>(r * k));
-            self.kernels.round(&self.gpu, w.a.view(0..n * r), a.again(), n * r);
-            self.kernels.round(&self.gpu, w.b.view(0..r * k), b.again(), r * k);
-            for panel in panels(n, k, GRADIENT) {
-                self.panel_gradients(x, rows, w, dy, panel, [a.read(), b.read()], &mut grads);
+        let Some(mut grads) = grads else { return };
+        let (n, k) = w.shape();
+        match w {
+            Weight::Float { .. } => {}
+            Weight::Codes(_) => {
+                if let Some(scale) = grads.scale {
+                    for panel in panels(n, k, GRADIENT) {
+                        self.panel_gradients(x, rows, w, dy, panel, scale, |_, _| {});
+                    }
+                }
             }
-        });
+            Weight::LowRank(of) => self.factors.with(&self.gpu, factors_len(n, k, of.rank), |memory| {
+                // A [n, r] and B [r, k] as operands.
+                let (r, mut carve) = (of.rank, memory.carve());
+                let (mut a, mut b) = (carve.take::<bf16>(n * r), carve.take::<bf16>(r * k));
+                self.kernels.round(&self.gpu, of.a.view(0..n * r), a.again(), n * r);
+                self.kernels.round(&self.gpu, of.b.view(0..r * k), b.again(), r * k);
+                let (Some(scale), Some([da, db])) = (&mut grads.scale, &mut grads.factors) else { return };
+                for panel in panels(n, k, GRADIENT) {
+                    self.panel_gradients(x, rows, w, dy, panel, scale, |rows, dz| {
+                        let (products, gpu, here) = (&self.products, &self.gpu, rows.len());
+                        let sum = |product: Product| Product { alpha: of.factor, accumulate: true, ..product };
+                        let da = da.view_mut(rows.start * r..rows.end * r);
+                        products.run(gpu, sum(Product::new(Transposed::Y, here, r, k)), dz, b.read(), To::F32(da));
+                        let of_a = a.read().offset(rows.start * r);
+                        let db = db.view_mut(0..r * k);
+                        products.run(gpu, sum(Product::new(Transposed::X, r, k, here)), of_a, dz, To::F32(db));
+                    });
+                }
+            }),
+        }
     }
 
+    /// ds += of some rows; `then` is given the rows and their dZ.
     #[allow(clippy::too_many_arguments)]
     fn panel_gradients(
         &self,
         x: Ref<bf16>,
         rows: usize,
-        w: &LowRank<Cuda>,
+        w: &Weight<Cuda>,
         dy: Ref<bf16>,
         panel: Range<usize>,
-        [a, b]: [Ref<bf16>; 2],
-        grads: &mut LowRankGrads<Cuda>,
+        ds: &mut Memory<f32>,
+        then: impl FnOnce(Range<usize>, Ref<bf16>),
     ) {
-        let (gpu, n, k, r, here) = (&self.gpu, w.n, w.k, w.rank, panel.len());
-        let products = &self.products;
+        let (gpu, (n, k), here) = (&self.gpu, w.shape(), panel.len());
         self.workspace.with(gpu, workspace_of(n * k, GRADIENT, PANEL * k), |memory| {
             let mut carve = memory.carve();
             let (mut dw, mut dz) = (carve.take::<f32>(here * k), carve.take::<bf16>(here * k));
             let product = Product { x_leading: n, ..Product::new(Transposed::X, here, k, rows) };
-            products.run(gpu, product, dy.offset(panel.start), x, To::F32(dw.again()));
+            self.products.run(gpu, product, dy.offset(panel.start), x, To::F32(dw.again()));
 
-            let mut wide = carve.take::<i16>(here * k);
-            let rounded = match w.integers.filter(|_| weight::fits_a_byte(w.scheme)) {
-                Some(integers) => Rounded::Bytes(integers.view(panel.start * k..panel.end * k)),
-                None => {
-                    weight::round_region(gpu, &self.weights, w, Region::new(panel.clone(), 0..k, k), wide.again());
-                    Rounded::Wide(wide.read())
+            let region = Region::new(panel.clone(), 0..k, k);
+            let kept = panel.start * k..panel.end * k;
+            let (mut narrow, mut wide);
+            let (rounded, grid) = match w {
+                Weight::Float { .. } => return,
+                Weight::Codes(w) => {
+                    let rounded = match w.integers {
+                        Some(integers) => Rounded::Bytes(integers.view(kept)),
+                        None => {
+                            narrow = carve.take::<i8>(here * k);
+                            weight::unpack_region(gpu, &self.weights, w, region, narrow.again());
+                            Rounded::Bytes(narrow.read())
+                        }
+                    };
+                    (rounded, Grid::of_codes(w))
+                }
+                Weight::LowRank(w) => {
+                    let rounded = match w.integers.filter(|_| weight::fits_a_byte(w.scheme)) {
+                        Some(integers) => Rounded::Bytes(integers.view(kept)),
+                        None => {
+                            wide = carve.take::<i16>(here * k);
+                            weight::round_region(gpu, &self.weights, w, region, wide.again());
+                            Rounded::Wide(wide.read())
+                        }
+                    };
+                    (rounded, Grid::of_masters(w.scheme, k, w.scale, w.zero))
                 }
             };
-            let grid = Grid::new(w.scheme, k, w.scale, w.zero).skip_rows(panel.start);
+            let grid = grid.skip_rows(panel.start);
             let scales = panel.start * grid.groups()..panel.end * grid.groups();
-            let ds = grads.scale.view_mut(scales.clone());
+            let ds = ds.view_mut(scales.clone());
             weight::gradient(gpu, &self.weights, dw.read(), rounded, grid, scales.len(), ds, dz.again());
-
-            let sum = |product: Product| Product { alpha: w.factor, accumulate: true, ..product };
-            let da = grads.a.view_mut(panel.start * r..panel.end * r);
-            products.run(gpu, sum(Product::new(Transposed::Y, here, r, k)), dz.read(), b, To::F32(da));
-            let db = grads.b.view_mut(0..r * k);
-            let of_a = a.offset(panel.start * r);
-            products.run(gpu, sum(Product::new(Transposed::X, r, k, here)), of_a, dz.read(), To::F32(db));
+            then(panel, dz.read());
         });
     }
 }

@@ -3,6 +3,7 @@
 //! The library of the driver is opened at run time, so that one program runs with and without a GPU. Kernels come as
 //! PTX, which the driver compiles for its GPU; `tests/ptx/compile` makes it from the sources.
 
+mod adapter;
 mod attention;
 mod cublaslt;
 mod device;

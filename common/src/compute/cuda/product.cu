@@ -135,7 +135,9 @@ static __device__ __forceinline__ void product(const bf16 *x, const bf16 *y, con
 
 #define PRODUCTS(NAME, X_TRANSPOSED, Y_TRANSPOSED)                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME##_bf16(const bf16 *x, const bf16 *y, Shape s, bf16 *c) {   \
-        product<X_TRANSPOSED, Y_TRANSPOSED>(x, y, s, [&](i64 at, float value) { c[at] = narrow(value); });                \
+        product<X_TRANSPOSED, Y_TRANSPOSED>(                                                                              \
+            x, y, s, [&](i64 at, float value) { c[at] = narrow(s.accumulate ? widen(c[at]) + value : value); }            \
+        );                                                                                                                \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME##_f32(const bf16 *x, const bf16 *y, Shape s, float *c) {   \
         product<X_TRANSPOSED, Y_TRANSPOSED>(                                                                              \

@@ -11,8 +11,8 @@ use super::memory::{GRANULE, Memory, Ref, Staging, bytes_of};
 use super::optimizer::{self, Part};
 use super::product::Products;
 use super::scratch::{Scratch, Table};
-use super::{attention, cublaslt, head, linear, open, weight};
-use crate::compute::backend::{Extent, Heads};
+use super::{adapter, attention, cublaslt, head, linear, open, weight};
+use crate::compute::backend::{Extent, Heads, Training};
 use crate::error::Result;
 
 pub struct Cuda {
@@ -29,6 +29,8 @@ pub struct Cuda {
     pub(super) workspace: Scratch<u8>,
     /// A and B as operands.
     pub(super) factors: Scratch<u8>,
+    /// What adapters compute with.
+    pub(super) adapters: Scratch<u8>,
     pub(super) head_scratch: Scratch<u8>,
     /// The second operand of SwiGLU, and the gradient of its result.
     pub(super) inner: Scratch<bf16>,
@@ -70,6 +72,7 @@ impl Cuda {
             staging: Mutex::new(Staging::new(&gpu)?),
             workspace: Scratch::default(),
             factors: Scratch::default(),
+            adapters: Scratch::default(),
             head_scratch: Scratch::default(),
             inner: Scratch::default(),
             gathered: Scratch::default(),
@@ -125,18 +128,30 @@ impl Cuda {
 
 /// What it holds besides the ledger's buffers.
 pub fn scratch(of: &Extent) -> Vec<(&'static str, String, u64)> {
-    let training = of.rank > 0;
+    let (inside, outside, dropout) = match of.training {
+        Some(Training { rank, outside: true, dropout, .. }) => (0, rank, dropout),
+        Some(Training { rank, .. }) => (rank, 0, false),
+        None => (0, 0, false),
+    };
     let widest = |of: &dyn Fn(&(usize, usize)) -> usize, all: &[(usize, usize)]| all.iter().map(of).max().unwrap_or(0);
-    let workspace = bytes_of::<u8>(linear::workspace_bytes(of.linears, training));
-    let factors = widest(&|(n, k)| linear::factors_len(*n, *k, of.rank), of.linears);
+    let workspace = bytes_of::<u8>(linear::workspace_bytes(of.linears, of.training.is_some()));
+    let factors = widest(&|(n, k)| linear::factors_len(*n, *k, inside), of.linears);
+    let adapters = if outside > 0 {
+        widest(&|(n, k)| adapter::operands_len(*n, *k, outside, of.rows, dropout), of.linears)
+    } else {
+        0
+    };
     let inner = of.rows * of.linears.iter().map(|(n, _)| *n).max().unwrap_or(0);
     let answer = of.answer.map_or(0, head::answer_bytes);
     let chunk = head::Chunk { vocab: of.vocab, d: of.d, models: of.heads_at_once, answer };
     let logits = bytes_of::<u8>(chunk.bytes(of.rows));
     let (linears, layers) = (of.linears.len(), of.linears.len().div_ceil(7));
     // A part of a tensor in the optimizer's table, for scales of groups of 8.
-    let parts: usize =
-        of.linears.iter().map(|(n, k)| 3 + optimizer::parts(of.rank * (n + k)) + optimizer::parts(n * k / 8)).sum();
+    let parts: usize = of
+        .linears
+        .iter()
+        .map(|(n, k)| 3 + optimizer::parts((inside + outside) * (n + k)) + optimizer::parts(n * k / 8))
+        .sum();
     let tables = 5 * bytes_of::<u32>(of.rows)
         + bytes_of::<f32>(of.tokens * of.heads.head_dim)
         + bytes_of::<f32>((2 * layers + 1) * of.d)
@@ -145,7 +160,11 @@ pub fn scratch(of: &Extent) -> Vec<(&'static str, String, u64)> {
         + GRANULE * (16 * linears + 64) as u64;
     vec![
         ("workspace", "Ŵ of a linear, or dŴ and dZ of a panel".into(), workspace),
-        ("operands", "A and B of a linear in bf16".into(), bytes_of::<u8>(factors)),
+        (
+            "operands",
+            "A and B of a linear in bf16, what an adapter computes with".into(),
+            bytes_of::<u8>(factors + adapters),
+        ),
         ("inner", "a gradient of SwiGLU".into(), bytes_of::<bf16>(inner)),
         ("logits", format!("of {} rows, and their gradient", chunk.rows(of.rows)), logits),
         ("delta", "Σ out∘dout of rows and heads".into(), bytes_of::<f32>(of.rows * of.heads.heads)),

@@ -6,7 +6,7 @@
 
 // The forms that hold a grid; `Grid` in weight.rs. Group i of row n has the scale n·groups + i.
 struct Grid {
-    // Masters, or, of folded integers, the scales themselves, which rounding to bf16 leaves as they are.
+    // Masters, which the forward pass rounds, or the scales themselves.
     const float *scale;
     // NULL: 0
     const float *zero;
@@ -14,7 +14,13 @@ struct Grid {
     i32 groups;
     float qmin;
     float qmax;
+    i32 masters;
+    i32 unused;
 };
+
+static __device__ __forceinline__ float scale_at(const Grid &grid, i64 at) {
+    return grid.masters ? forward_scale(grid.scale[at]) : grid.scale[at];
+}
 
 // What Z is made of; `Real` in weight.rs.
 struct Real {
@@ -40,7 +46,7 @@ struct Region {
 
 static __device__ __forceinline__ float weight_of(const Grid &grid, i64 row, i32 column, float code) {
     const i64 at = row * grid.groups + column / grid.group;
-    return dequantize(code, grid.zero ? grid.zero[at] : 0.0f, forward_scale(grid.scale[at]));
+    return dequantize(code, grid.zero ? grid.zero[at] : 0.0f, scale_at(grid, at));
 }
 
 // Rows and columns of a thread, in registers; its columns are THREADS apart.
@@ -129,7 +135,17 @@ extern "C" __global__ void weight_of_integers(const i8 *integers, Grid grid, Reg
     to[at] = narrow(weight_of(grid, row, column, code((float)integers[row * region.k + column], grid.qmin, grid.qmax)));
 }
 
-// Of folded integers: W_Z − qmin in rows of whole words, b bits each, least significant first, across word borders.
+// W_Z − qmin in rows of whole words, b bits each, least significant first, across word borders.
+static __device__ __forceinline__ float code_at(const u32 *codes, i32 bits, i32 words, i64 row, i32 column) {
+    const u32 *packed = codes + row * words;
+    const i64 bit = (i64)column * bits;
+    const i32 word = bit / 32, shift = bit % 32;
+    u64 window = packed[word];
+    if (shift + bits > 32) window |= (u64)packed[word + 1] << 32;
+    return (float)((u32)(window >> shift) & ((1u << bits) - 1));
+}
+
+// Of folded integers.
 extern "C" __global__ void weight_of_codes(
     const u32 *codes, i32 bits, i32 words, Grid grid, Region region, bf16 *to, i64 len
 ) {
@@ -137,13 +153,18 @@ extern "C" __global__ void weight_of_codes(
     if (at >= len) return;
     const i64 row = region.row + at / region.columns;
     const i32 column = region.column + at % region.columns;
-    const u32 *packed = codes + row * words;
-    const i64 bit = (i64)column * bits;
-    const i32 word = bit / 32, shift = bit % 32;
-    u64 window = packed[word];
-    if (shift + bits > 32) window |= (u64)packed[word + 1] << 32;
-    const float code = (float)((u32)(window >> shift) & ((1u << bits) - 1)) + grid.qmin;
-    to[at] = narrow(weight_of(grid, row, column, code));
+    to[at] = narrow(weight_of(grid, row, column, code_at(codes, bits, words, row, column) + grid.qmin));
+}
+
+// W_Z of folded integers in bytes.
+extern "C" __global__ void integers_of_codes(
+    const u32 *codes, i32 bits, i32 words, Grid grid, Region region, i8 *to, i64 len
+) {
+    const i64 at = thread_index();
+    if (at >= len) return;
+    const i64 row = region.row + at / region.columns;
+    const i32 column = region.column + at % region.columns;
+    to[at] = (i8)(code_at(codes, bits, words, row, column) + grid.qmin);
 }
 
 // Of floats.
@@ -162,7 +183,7 @@ template <typename T> static __device__ __forceinline__ void weight_gradient(
     const i64 at = thread_index() / LANES;
     if (at >= scales) return;
     const i32 lane = threadIdx.x % LANES;
-    const float scale = forward_scale(grid.scale[at]), zero = grid.zero ? grid.zero[at] : 0.0f;
+    const float scale = scale_at(grid, at), zero = grid.zero ? grid.zero[at] : 0.0f;
     float sum = 0;
     for (i32 i = lane; i < grid.group; i += LANES) {
         const i64 weight = at * grid.group + i;

@@ -6,7 +6,7 @@ use super::gpu::{Gpu, Grid as Blocks, MAX_BLOCKS_Y};
 use super::launch::{Argument, kernels};
 use super::memory::{Memory, Mut, Ref};
 use super::state::Cuda;
-use crate::compute::backend::{LowRank, Weight};
+use crate::compute::backend::{Codes, LowRank, Weight};
 use crate::format::tensor::Dtype;
 use crate::quant::{Phi, Scheme, pack};
 
@@ -18,6 +18,7 @@ kernels! {
     fn weight_of_real(w: Real, grid: Grid, region: Region, to: Mut<bf16>);
     fn weight_of_integers(integers: Ref<i8>, grid: Grid, region: Region, to: Mut<bf16>, len: i64);
     fn weight_of_codes(codes: Ref<u32>, bits: i32, words: i32, grid: Grid, region: Region, to: Mut<bf16>, len: i64);
+    fn integers_of_codes(codes: Ref<u32>, bits: i32, words: i32, grid: Grid, region: Region, to: Mut<i8>, len: i64);
     fn weight_of_floats(w: Ref<u8>, stored: i32, region: Region, to: Mut<bf16>, len: i64);
     fn weight_gradient_i8(dw: Ref<f32>, integers: Ref<i8>, grid: Grid, scales: i64, ds: Mut<f32>, dz: Mut<bf16>);
     fn weight_gradient_i16(dw: Ref<f32>, integers: Ref<i16>, grid: Grid, scales: i64, ds: Mut<f32>, dz: Mut<bf16>);
@@ -39,6 +40,8 @@ pub struct Grid {
     groups: i32,
     qmin: f32,
     qmax: f32,
+    masters: i32,
+    unused: i32,
 }
 
 /// What Z is made of, as the kernels read it.
@@ -98,7 +101,8 @@ impl Region {
 }
 
 impl Grid {
-    pub fn new(scheme: Scheme, k: usize, scale: &Memory<f32>, zero: Option<&Memory<f32>>) -> Grid {
+    /// With masters, which the forward pass rounds.
+    pub fn of_masters(scheme: Scheme, k: usize, scale: &Memory<f32>, zero: Option<&Memory<f32>>) -> Grid {
         Grid {
             scale: scale.all().address(),
             zero: zero.map_or(0, |zero| zero.all().address()),
@@ -106,7 +110,13 @@ impl Grid {
             groups: scheme.groups(k) as i32,
             qmin: scheme.qmin(),
             qmax: scheme.qmax(),
+            masters: 1,
+            unused: 0,
         }
+    }
+
+    pub fn of_codes(w: &Codes<Cuda>) -> Grid {
+        Grid { masters: w.master.into(), ..Grid::of_masters(w.scheme, w.k, w.scale, w.zero) }
     }
 
     /// That of the rows from `row` on.
@@ -171,18 +181,35 @@ fn blocks_of_real(region: &Region, rank: usize) -> Blocks {
     Blocks { blocks, threads: THREADS as u32, shared: rank * ROWS * size_of::<f32>() }
 }
 
-/// round(Z) of a whole weight in bytes, if it fits into them.
-pub fn round_weight(gpu: &Gpu, kernels: &Kernels, w: &LowRank<Cuda>, to: &mut Memory<i8>) {
-    if fits_a_byte(w.scheme) {
-        let region = Region::new(0..w.n, 0..w.k, w.k);
-        let grid = Grid::new(w.scheme, w.k, w.scale, w.zero);
-        kernels.round_weight_i8(gpu, blocks_of_real(&region, w.rank), real(w), grid, region, to.view_mut(0..w.n * w.k));
+/// round(Z) of a whole low-rank weight in bytes, if it fits into them, or W_Z of one with fixed integers.
+pub fn round_weight(gpu: &Gpu, kernels: &Kernels, w: &Weight<Cuda>, to: &mut Memory<i8>) {
+    let (n, k) = w.shape();
+    let (region, to) = (Region::new(0..n, 0..k, k), to.view_mut(0..n * k));
+    match w {
+        Weight::LowRank(w) if fits_a_byte(w.scheme) => {
+            let grid = Grid::of_masters(w.scheme, w.k, w.scale, w.zero);
+            kernels.round_weight_i8(gpu, blocks_of_real(&region, w.rank), real(w), grid, region, to);
+        }
+        Weight::Codes(w) => unpack_region(gpu, kernels, w, region, to),
+        _ => {}
     }
+}
+
+/// W_Z of a region.
+pub fn unpack_region(gpu: &Gpu, kernels: &Kernels, w: &Codes<Cuda>, region: Region, to: Mut<i8>) {
+    let (codes, bits, words) = packed(w);
+    let (blocks, len) = (Blocks::elements(region.len()), region.len() as i64);
+    kernels.integers_of_codes(gpu, blocks, codes, bits, words, Grid::of_codes(w), region, to, len);
+}
+
+/// The packed codes, bits of one, words of a row.
+fn packed<'a>(w: &Codes<'a, Cuda>) -> (Ref<'a, u32>, i32, i32) {
+    (w.codes.on_device().as_elements(), w.scheme.bits as i32, pack::words(w.k, w.scheme.bits) as i32)
 }
 
 /// round(Z) of a region in 16 bits.
 pub fn round_region(gpu: &Gpu, kernels: &Kernels, w: &LowRank<Cuda>, region: Region, to: Mut<i16>) {
-    let grid = Grid::new(w.scheme, w.k, w.scale, w.zero);
+    let grid = Grid::of_masters(w.scheme, w.k, w.scale, w.zero);
     kernels.round_weight_i16(gpu, blocks_of_real(&region, w.rank), real(w), grid, region, to);
 }
 
@@ -201,14 +228,18 @@ pub fn make(gpu: &Gpu, kernels: &Kernels, w: &Weight<Cuda>, region: Region, to: 
         Weight::Float { w, .. } => {
             kernels.weight_of_floats(gpu, blocks, w.on_device().all(), stored_kind(w.dtype()), region, to, len as i64);
         }
-        Weight::Codes { codes, scheme, scale, zero, k, .. } => {
-            let grid = Grid::new(*scheme, *k, scale, *zero);
-            let (bits, words) = (scheme.bits as i32, pack::words(*k, scheme.bits) as i32);
-            let codes = codes.on_device().as_elements();
-            kernels.weight_of_codes(gpu, blocks, codes, bits, words, grid, region, to, len as i64);
+        Weight::Codes(w) => {
+            let grid = Grid::of_codes(w);
+            match w.integers {
+                Some(i) => kernels.weight_of_integers(gpu, blocks, i.view(0..w.n * w.k), grid, region, to, len as i64),
+                None => {
+                    let (codes, bits, words) = packed(w);
+                    kernels.weight_of_codes(gpu, blocks, codes, bits, words, grid, region, to, len as i64);
+                }
+            }
         }
         Weight::LowRank(w) => {
-            let grid = Grid::new(w.scheme, w.k, w.scale, w.zero);
+            let grid = Grid::of_masters(w.scheme, w.k, w.scale, w.zero);
             match w.integers.filter(|_| fits_a_byte(w.scheme)) {
                 Some(i) => kernels.weight_of_integers(gpu, blocks, i.view(0..w.n * w.k), grid, region, to, len as i64),
                 None => kernels.weight_of_real(gpu, blocks_of_real(&region, w.rank), real(w), grid, region, to),

@@ -4,9 +4,10 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
-use super::Format;
 use super::targets::{Engine, Loads, loads};
 use super::write::{Files, Target};
+use super::{Format, adapter};
+use crate::format::peft::Lora;
 use crate::model::names;
 use crate::quant::Scheme;
 use crate::stage::record::{Kind, Record, Stage};
@@ -42,7 +43,12 @@ pub fn card(target: &Target, making: &Making) -> String {
     );
     let model = target.name;
     let trained = making.lineage.last().is_some_and(|stage| stage.record.kind == Kind::Checkpoint);
-    let how = if trained {
+    let how = if target.lora.is_some() {
+        "Integers rounded to nearest, with low-rank adapters beside them that were trained on what the rounding lost \
+         (LoRA, Hu et al. 2021; INT2.1, Chai et al. 2023, arXiv:2306.08162): load both."
+    } else if trained && fixed(making) {
+        "Integers rounded to nearest, whose scales were trained (PEQA, Kim et al. 2023, arXiv:2305.14152)."
+    } else if trained {
         "Trained with its weights on this grid by low-rank quantization-aware training (LR-QAT, Bondarenko et al. 2024, \
          arXiv:2406.06385): what is stored is plain integers and scales, with no adapter left and no overhead."
     } else {
@@ -54,8 +60,14 @@ pub fn card(target: &Target, making: &Making) -> String {
         figures(&mut card, report, rounded(target));
     }
     commands(&mut card, making, model);
-    loading(&mut card, format, scheme);
+    loading(&mut card, format, scheme, target.lora.as_ref());
     card
+}
+
+/// Were the integers fixed while it was trained?
+fn fixed(making: &Making) -> bool {
+    let wrapped = making.lineage.iter().find(|stage| stage.record.kind == Kind::Wrapped);
+    wrapped.is_some_and(|stage| stage.record.arguments.get("rank").is_some_and(|rank| *rank == 0))
 }
 
 /// File or directory name of the model that quantization started from, if the scales that name it are still there.
@@ -93,6 +105,10 @@ fn facts(card: &mut String, target: &Target, making: &Making) {
     row("quantized", format!("{weights} weights of {} linears", linears.len()));
     row("in floating point", format!("{floats} values of embedding, norms and head"));
     row("size", format!("{:.1} MB ({weights_file})", bytes as f64 / 1e6));
+    if let Some(lora) = &target.lora {
+        let bytes = adapter::bytes(target, lora) as f64 / 1e6;
+        row("adapters", format!("rank {} of {}: {bytes:.1} MB (`adapter/`)", lora.rank, lora.modules.join(", ")));
+    }
     if let Some(record) = making.lineage.last().map(|s| &s.record).filter(|r| r.kind == Kind::Checkpoint) {
         row("trained", training(record));
     }
@@ -174,7 +190,7 @@ fn flags(arguments: &Map<String, Value>) -> String {
     typed.map(flag).collect()
 }
 
-fn loading(card: &mut String, format: Format, scheme: Scheme) {
+fn loading(card: &mut String, format: Format, scheme: Scheme, lora: Option<&Lora>) {
     let _ = write!(card, "\n## Loading it\n");
     for engine in Engine::ALL {
         let note = match loads(engine, format, scheme) {
@@ -186,20 +202,35 @@ fn loading(card: &mut String, format: Format, scheme: Scheme) {
             Loads::With(note) => format!(" ({note})"),
             Loads::Yes => String::new(),
         };
-        let _ = write!(card, "\n{}{note}:\n\n```\n{}\n```\n", engine.name(), how(engine, format));
+        match how(engine, format, lora) {
+            Some(how) => {
+                let _ = write!(card, "\n{}{note}:\n\n```\n{how}\n```\n", engine.name());
+            }
+            None => {
+                let _ = write!(card, "\n{} was not tried with adapters.\n", engine.name());
+            }
+        }
     }
 }
 
-fn how(engine: Engine, format: Format) -> &'static str {
-    match engine {
-        Engine::Vllm => "vllm serve folded",
-        Engine::Transformers if format == Format::Gguf => {
-            "AutoModelForCausalLM.from_pretrained(\"folded\", gguf_file=\"model.gguf\")"
+fn how(engine: Engine, format: Format, lora: Option<&Lora>) -> Option<String> {
+    let file = if format == Format::Gguf { ", gguf_file=\"model.gguf\"" } else { "" };
+    let from_folded = format!("AutoModelForCausalLM.from_pretrained(\"folded\"{file})");
+    Some(match (engine, lora) {
+        (Engine::Vllm, None) => "vllm serve folded".into(),
+        (Engine::Vllm, Some(lora)) => {
+            // The ranks that it takes.
+            let rank = [8, 16, 32, 64, 128, 256, 320, 512].into_iter().find(|r| *r >= lora.rank)?;
+            format!("vllm serve folded --enable-lora --max-lora-rank {rank} --lora-modules tuned=folded/adapter")
         }
-        Engine::Transformers => "AutoModelForCausalLM.from_pretrained(\"folded\")",
-        Engine::LlamaCpp => "llama-cli -m folded/model.gguf",
-        Engine::GptqModel => "GPTQModel.load(\"folded\")",
-    }
+        (Engine::Transformers, None) => from_folded,
+        (Engine::Transformers, Some(_)) => {
+            format!("model = {from_folded}\nmodel = peft.PeftModel.from_pretrained(model, \"folded/adapter\")")
+        }
+        (Engine::LlamaCpp, None) => "llama-cli -m folded/model.gguf".into(),
+        (Engine::GptqModel, None) => "GPTQModel.load(\"folded\")".into(),
+        (Engine::LlamaCpp | Engine::GptqModel, Some(_)) => return None,
+    })
 }
 
 /// Does a report speak of this stage, as it is now?

@@ -19,7 +19,7 @@ use crate::format::gguf::writer::{GgufWriter, TensorSpec};
 use crate::format::spare::Spare;
 use crate::format::tensor::Dtype;
 use crate::model::names::{self, LinearName};
-use crate::model::weights::HostLowRank;
+use crate::model::weights::HostLinear;
 use crate::quant::{Integers, LinearGrid, Scheme};
 use crate::stage::ahead::{Made, ahead};
 
@@ -90,6 +90,12 @@ pub(super) fn bytes(target: &Target) -> Result<u64> {
     Ok(parts(target)?.iter().map(|(spec, _)| spec.bytes() as u64).sum())
 }
 
+/// Bytes of the blocks of the quantized linears.
+pub(super) fn linear_bytes(target: &Target) -> Result<u64> {
+    let linears = parts(target)?.into_iter().filter(|(_, part)| matches!(part, Part::Linear(_)));
+    Ok(linears.map(|(spec, _)| spec.bytes() as u64).sum())
+}
+
 /// Refuses values, metadata and tokenizers that a GGUF cannot say.
 pub(super) fn check(target: &Target) -> Result<()> {
     entries(target, &parts(target)?)?;
@@ -138,12 +144,12 @@ fn make(
         Part::Float { name, shape } => made.store(target.source.float(name, shape)?),
         Part::RopeFactors(factors) => made.put(encode_float(GgmlType::F32, factors)),
         Part::Linear(linear) => {
-            let w = target.low_rank(linear)?;
+            let w = target.source.linear(linear)?;
             let grid = w.grid();
             representable(target, linear, &grid)?;
             let digest = blocks(target, spec.ty, linear, &w, &grid, spare, made.room(spec.bytes())?);
             digests.lock().unwrap_or_else(PoisonError::into_inner).insert(linear.name.clone(), digest);
-            w.phi.forget();
+            w.stored().forget();
         }
     }
     Ok(())
@@ -154,7 +160,7 @@ fn blocks(
     target: &Target,
     ty: GgmlType,
     linear: &LinearName,
-    w: &HostLowRank,
+    w: &HostLinear,
     grid: &LinearGrid,
     spare: &Spare<Vec<u8>>,
     out: &mut [u8],
@@ -163,12 +169,12 @@ fn blocks(
     let (groups, head) = (scheme.groups(k), rotated(target, linear));
     // Whole heads, since their rows change places.
     let rows = head.map_or(ROWS, |head| ROWS.next_multiple_of(head));
-    let rounding = w.rounding(k);
+    let trained = w.integers(k);
     let each = out.par_chunks_mut(rows * (out.len() / n)).with_max_len(1).enumerate();
     let make = |codes: &mut Vec<u8>, block, out: &mut [u8]| {
         let (first, rows) = (block * rows, rows.min(n - block * rows));
         codes.resize(rows * k, 0);
-        rounding.rows(first, codes);
+        trained.rows(first, codes);
         let digest = digest::of_rows(codes, k);
         let part = |values: &Vec<f32>| values[first * groups..(first + rows) * groups].to_vec();
         let grid = LinearGrid { scale: part(&grid.scale), zero: grid.zero.as_ref().map(part) };

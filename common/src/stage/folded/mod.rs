@@ -6,11 +6,14 @@
 //! | compressed-tensors, int-quantized, gptq, gptq-v2, awq | `model.safetensors`, `config.json`, the tokenizer's files |
 //! | gguf | `model.gguf`, complete in itself |
 //!
-//! and in each `README.md`, the model card, and `stage.json`.
+//! and in each `README.md`, the model card, `size.json`, what takes how many bytes, and `stage.json`; with adapters
+//! outside the rounding also `adapter/`, which `peft` and vLLM read.
 
+pub mod adapter;
 pub mod card;
 pub mod digest;
 mod gguf;
+pub mod sizes;
 pub mod targets;
 pub mod verify;
 pub mod write;
@@ -28,13 +31,14 @@ use crate::data::tokenizer;
 use crate::error::{Error, Result};
 use crate::format::compressed_tensors::{int_quantized, pack_quantized};
 use crate::format::gguf::llama::GgufLlama;
+use crate::format::peft::PeftAdapter;
 use crate::format::quantized::{Lookup, Stored};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::format::{awq, gptq};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{Codes, HostLinear, Source};
-use crate::quant::{Integers, LinearGrid, Scheme, grid};
+use crate::model::weights::{Codes, HostAdapter, HostLinear, Source};
+use crate::quant::{Integers, Scheme, grid};
 
 pub const SAFETENSORS: &str = "model.safetensors";
 pub const GGUF: &str = "model.gguf";
@@ -119,6 +123,8 @@ pub struct Folded {
     pub config: Config,
     pub config_json: Value,
     weights: Weights,
+    /// Beside the integers.
+    pub adapter: Option<PeftAdapter>,
 }
 
 enum Weights {
@@ -149,7 +155,8 @@ impl Folded {
         let files = WeightFiles::open(dir)?;
         let (format, scheme) = described(&config_path, &config_json["quantization_config"])?;
         let weights = Weights::Safetensors(files);
-        let mut folded = Folded { path: dir.into(), scheme, format, config, config_json, weights };
+        let adapter = PeftAdapter::open(&dir.join(adapter::DIR))?;
+        let mut folded = Folded { path: dir.into(), scheme, format, config, config_json, weights, adapter };
         if format == Format::Awq {
             // AWQ always stores zero points: whether they are the middle of the grid is what the first linear says.
             let first = names::block_linears(&folded.config, 0)[0].clone();
@@ -165,7 +172,8 @@ impl Folded {
         let (path, config_json) = (gguf.gguf().path().to_path_buf(), gguf.hf_config().clone());
         let config = Config::parse(&path, &config_json)?;
         let weights = Weights::Gguf(Box::new(gguf));
-        let folded = Folded { path, scheme, format: Format::Gguf, config, config_json, weights };
+        let adapter = path.parent().map_or(Ok(None), |dir| PeftAdapter::open(&dir.join(adapter::DIR)))?;
+        let folded = Folded { path, scheme, format: Format::Gguf, config, config_json, weights, adapter };
         names::linears(&folded.config).iter().try_for_each(|linear| folded.check_width(linear))?;
         Ok(folded)
     }
@@ -296,13 +304,20 @@ impl Source for Folded {
 
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
         let LinearName { name, n, k } = linear;
-        if self.format != Format::CompressedTensors {
-            return Ok(HostLinear::Codes(Codes::pack(self.scheme, *n, *k, &self.integers(linear)?)));
+        let (n, k) = (*n, *k);
+        let mut codes = if self.format == Format::CompressedTensors {
+            // The backend computes with this packing as it is: no copy.
+            let find = |tensor: &str| self.tensor(tensor);
+            let read = pack_quantized::read_packed(&self.lookup(&find), name, n, k, self.scheme)?;
+            Codes::forward(self.scheme, read.codes, read.grid)
+        } else {
+            Codes::pack(self.scheme, n, k, &self.integers(linear)?)
+        };
+        if let Some(of) = &self.adapter
+            && let Some([b, a]) = of.factors(name, n, k)?
+        {
+            codes.adapter = Some(HostAdapter { rank: of.lora.rank, alpha: of.lora.alpha, a, b });
         }
-        // The backend computes with this packing as it is: no copy.
-        let find = |tensor: &str| self.tensor(tensor);
-        let read = pack_quantized::read_packed(&self.lookup(&find), name, *n, *k, self.scheme)?;
-        let LinearGrid { scale, zero } = read.grid;
-        Ok(HostLinear::Codes(Codes { scheme: self.scheme, codes: read.codes, scale, zero }))
+        Ok(HostLinear::Codes(codes))
     }
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::digest::{self, Digests};
 use super::write::Target;
-use super::{Folded, Format};
+use super::{Folded, Format, adapter};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::format::quantized::Stored;
@@ -16,7 +16,7 @@ use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;
 use crate::model::names::{self, LinearName};
 use crate::model::rope::inverse_frequencies;
-use crate::model::weights::{HostLowRank, Source};
+use crate::model::weights::{HostLinear, Source};
 use crate::quant::{LinearGrid, Scheme};
 
 /// Linears that are read back side by side: what is not parallel of one is hidden behind the others.
@@ -66,6 +66,11 @@ fn compare(dir: &Path, target: &Target, digests: &Digests, each: impl Fn() + Syn
             None => Ok(()),
         }
     };
+    if let Some(lora) = &target.lora
+        && let Some(difference) = adapter::differs(dir, target, lora)?
+    {
+        return differs(difference);
+    }
     let (weights, tokenizer) = rayon::join(weights, || tokenizer(&written, target));
     weights.and(tokenizer)
 }
@@ -105,14 +110,14 @@ fn linear_differs(
     let stored = written.stored(linear)?;
     let differ = |grid: &LinearGrid| Ok(grids_differ(linear, grid, &target.source.grid(linear)?, target.scheme));
     let Some(digest) = digest else {
-        let (grid, difference) = codes_differ(linear, &stored, &target.low_rank(linear)?, spare)?;
+        let (grid, difference) = codes_differ(linear, &stored, &target.source.linear(linear)?, target.scheme, spare)?;
         return difference.map_or_else(|| differ(&grid), |difference| Ok(Some(difference)));
     };
     let (grid, rows) = stored.visit(spare, |_, codes| digest::of_rows(codes, linear.k))?;
     if digest::of_linear(rows) == digest {
         return differ(&grid);
     }
-    let (_, difference) = codes_differ(linear, &stored, &target.low_rank(linear)?, spare)?;
+    let (_, difference) = codes_differ(linear, &stored, &target.source.linear(linear)?, target.scheme, spare)?;
     let twice = || (format!("{} was written from other integers", linear.name), "those that it is made of now".into());
     Ok(Some(difference.unwrap_or_else(twice)))
 }
@@ -121,20 +126,21 @@ fn linear_differs(
 fn codes_differ(
     linear: &LinearName,
     stored: &Stored,
-    trained: &HostLowRank,
+    trained: &HostLinear,
+    scheme: Scheme,
     spare: &Spare<Vec<u8>>,
 ) -> Result<(LinearGrid, Option<Difference>)> {
     let LinearName { name, k, .. } = linear;
-    let rounding = trained.rounding(*k);
+    let integers = trained.integers(*k);
     let (grid, first) = stored.visit(spare, |first, got| {
         let mut want = vec![0; got.len()];
-        rounding.rows(first, &mut want);
+        integers.rows(first, &mut want);
         let at = if got == want { None } else { got.iter().zip(&want).position(|(got, want)| got != want) };
         at.map(|at| (first * k + at, got[at], want[at]))
     })?;
-    trained.phi.forget();
+    trained.stored().forget();
     let difference = first.into_iter().flatten().next().map(|(at, got, want)| {
-        let value = |code: u8| i32::from(code) + trained.scheme.qmin() as i32;
+        let value = |code: u8| i32::from(code) + scheme.qmin() as i32;
         let found = format!("{name} W_Z[{}, {}] reads back as {}", at / k, at % k, value(got));
         (found, value(want).to_string())
     });

@@ -8,17 +8,19 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::digest::{self, Digests};
-use super::{Format, SAFETENSORS, gguf};
+use super::sizes::{self, Sizes};
+use super::{Format, SAFETENSORS, adapter, gguf};
 use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, OutputFile, PartDir, write_file};
 use crate::format::compressed_tensors::{int_quantized, pack_quantized};
 use crate::format::gguf::blocks::GgmlType;
+use crate::format::peft::Lora;
 use crate::format::safetensors::{Spec, TensorWriter};
 use crate::format::spare::Spare;
 use crate::format::tensor::Dtype;
 use crate::format::{awq, gptq};
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{HostLinear, HostLowRank, Source};
+use crate::model::weights::Source;
 use crate::quant::{LinearGrid, Scheme, pack};
 use crate::stage::ahead::{Made, ahead};
 use crate::stage::float::SupportFiles;
@@ -42,6 +44,8 @@ pub struct Target<'a> {
     pub format: Format,
     /// Type of embedding and head in a GGUF; none is the model's own.
     pub embedding: Option<GgmlType>,
+    /// Adapters that are kept beside the integers.
+    pub lora: Option<Lora>,
 }
 
 /// The files written.
@@ -93,16 +97,6 @@ impl Target<'_> {
         Ok(())
     }
 
-    /// The trained linear.
-    pub fn low_rank(&self, linear: &LinearName) -> Result<HostLowRank> {
-        match self.source.linear(linear)? {
-            HostLinear::LowRank(w) => Ok(w),
-            HostLinear::Codes(_) | HostLinear::Float(_) => {
-                unreachable!("only wrapped models and checkpoints are folded")
-            }
-        }
-    }
-
     /// Bytes of the weights to come, for a progress bar.
     pub fn bytes(&self) -> Result<u64> {
         match self.format {
@@ -125,7 +119,7 @@ impl Target<'_> {
     }
 
     /// The tensors of `model.safetensors`.
-    fn specs(&self) -> Result<Vec<Spec>> {
+    pub(super) fn specs(&self) -> Result<Vec<Spec>> {
         let mut specs: Vec<Spec> = self.linears().iter().flat_map(|linear| self.linear_specs(linear)).collect();
         for (name, shape) in names::floats(self.source.config()) {
             let dtype = self.source.float(&name, &shape)?.dtype;
@@ -136,16 +130,16 @@ impl Target<'_> {
 
     fn linear_specs(&self, LinearName { name, n, k }: &LinearName) -> Vec<Spec> {
         match self.format {
-            Format::CompressedTensors => pack_quantized::specs(name, *n, *k, self.scheme, self.scale_dtype()),
-            Format::IntQuantized => int_quantized::specs(name, *n, *k, self.scheme, self.scale_dtype()),
+            Format::CompressedTensors => pack_quantized::specs(name, *n, *k, self.scheme, self.float_dtype()),
+            Format::IntQuantized => int_quantized::specs(name, *n, *k, self.scheme, self.float_dtype()),
             Format::Gptq | Format::GptqV2 => gptq::specs(name, *n, *k, self.scheme),
             Format::Awq => awq::specs(name, *n, *k, self.scheme),
             Format::Gguf => no_safetensors(),
         }
     }
 
-    /// The type that the model computes in, and so the type of compressed-tensors' scales.
-    fn scale_dtype(&self) -> Dtype {
+    /// The type that the model computes in, and so the type of compressed-tensors' scales, and of adapters.
+    pub fn float_dtype(&self) -> Dtype {
         match self.config_json["torch_dtype"].as_str().or(self.config_json["dtype"].as_str()) {
             Some("float16") => Dtype::F16,
             Some("float32") => Dtype::F32,
@@ -167,8 +161,8 @@ impl Target<'_> {
     /// The codes of a linear as they are stored, to `out`: some rows at a time are rounded and packed. Their digest.
     fn encode_codes(&self, linear: &LinearName, spare: &Spare<Block>, out: &mut [u8]) -> Result<u128> {
         let (n, k, scheme) = (linear.n, linear.k, self.scheme);
-        let w = self.low_rank(linear)?;
-        let rounding = w.rounding(k);
+        let w = self.source.linear(linear)?;
+        let integers = w.integers(k);
         // Where the format stores a linear transposed, rows of W are a part of each of its rows.
         let (stored_rows, rows) = match self.format {
             Format::CompressedTensors | Format::IntQuantized => (1, ROWS),
@@ -180,7 +174,7 @@ impl Target<'_> {
         let make = |Block { codes, packed }: &mut Block, block, parts: Vec<&mut [u8]>| {
             let first = block * rows;
             codes.resize(rows.min(n - first) * k, 0);
-            rounding.rows(first, codes);
+            integers.rows(first, codes);
             packed.resize(parts.iter().map(|part| part.len()).sum(), 0);
             match self.format {
                 Format::CompressedTensors => pack_quantized::encode_codes(codes, k, scheme, packed),
@@ -197,15 +191,15 @@ impl Target<'_> {
         };
         let digests = blocks.map(|(block, parts)| spare.lend(|memory| make(memory, block, parts)));
         let digest = digest::of_linear(digests.collect());
-        w.phi.forget();
+        w.stored().forget();
         Ok(digest)
     }
 
     fn encode_rest(&self, suffix: &str, linear: &LinearName, grid: &LinearGrid) -> Result<Vec<u8>> {
         let (n, k, scheme) = (linear.n, linear.k, self.scheme);
         let bytes = match self.format {
-            Format::CompressedTensors => pack_quantized::encode_rest(suffix, n, k, scheme, grid, self.scale_dtype()),
-            Format::IntQuantized => int_quantized::encode_rest(suffix, n, k, scheme, grid, self.scale_dtype()),
+            Format::CompressedTensors => pack_quantized::encode_rest(suffix, n, k, scheme, grid, self.float_dtype()),
+            Format::IntQuantized => int_quantized::encode_rest(suffix, n, k, scheme, grid, self.float_dtype()),
             Format::Gptq => gptq::encode_rest(suffix, n, k, scheme, grid, gptq::Version::V1),
             Format::GptqV2 => gptq::encode_rest(suffix, n, k, scheme, grid, gptq::Version::V2),
             Format::Awq => awq::encode_rest(suffix, n, k, scheme, grid),
@@ -217,7 +211,9 @@ impl Target<'_> {
 
 /// Writes everything but the model card; `each` is told the bytes of weights written.
 pub fn write(part: &PartDir, target: &Target, each: impl FnMut(u64) + Send) -> Result<Written> {
-    let mut files = Files::new();
+    let mut files = target.lora.as_ref().map_or(Ok(Files::new()), |lora| adapter::write(part, target, lora))?;
+    let sizes = serde_json::to_value(Sizes::of(target)?).expect("sizes are plain JSON");
+    files.insert(sizes::FILE.into(), write_file(&part.join(sizes::FILE), &pretty(&sizes))?);
     if target.format == Format::Gguf {
         let (file, digests) = gguf::write(&part.join(super::GGUF), target, each)?;
         files.insert(super::GGUF.into(), file);

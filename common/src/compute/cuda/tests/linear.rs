@@ -3,7 +3,7 @@
 use gpu_emulator::Device;
 
 use super::{Case, compare, devices, narrow, random, wide};
-use crate::compute::backend::{Backend, Branch, LowRank, LowRankGrads, Output, Weight};
+use crate::compute::backend::{Backend, Branch, Codes, Gradients, LowRank, Output, Weight};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::{Factors, Phi, Rounding, Scheme, grid, pack};
 
@@ -109,7 +109,7 @@ impl<'h, B: Backend> OnDevice<'h, B> {
         let OnDevice { of, phi, scale, zero, a, b, integers, shape, grads } = self;
         let weight = weight_of(of, phi, [scale, a, b], zero.as_ref(), kept.then_some(integers), *shape);
         let [scale, a, b] = grads;
-        Branch { weight, dy, grads: Some(LowRankGrads { scale, a, b }) }
+        Branch { weight, dy, grads: Some(Gradients { scale: Some(scale), factors: Some([a, b]) }) }
     }
 }
 
@@ -148,8 +148,17 @@ impl Case for Linears {
         found.push(("y", b.download(&y).unwrap()));
         let (codes, scale) = gate.of.fold(n, k);
         let (packed, scale) = (b.freeze(&codes).unwrap(), b.upload(&scale).unwrap());
-        let folded =
-            Weight::Codes { codes: &packed, scheme: gate.of.scheme, scale: &scale, zero: gate.zero.as_ref(), n, k };
+        let folded = Weight::Codes(Codes {
+            codes: &packed,
+            scheme: gate.of.scheme,
+            scale: &scale,
+            master: false,
+            zero: gate.zero.as_ref(),
+            integers: None,
+            adapter: None,
+            n,
+            k,
+        });
         let mut again = b.upload(&random(6, rows * n)).unwrap();
         b.linear_forward(&x, rows, &folded, Output::add(&mut again));
         let (y, again) = (b.download(&y).unwrap(), b.download(&again).unwrap());

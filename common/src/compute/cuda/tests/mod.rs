@@ -1,6 +1,7 @@
 //! The kernels on an emulated GPU (or, with GPU_EMULATOR=off, on a real one) beside the CPU backend in bf16, which is
 //! held against PyTorch elsewhere.
 
+mod adapter;
 mod attention;
 mod head;
 mod linear;
@@ -17,7 +18,7 @@ use half::bf16;
 use super::Cuda;
 use crate::compute::backend::Backend;
 use crate::compute::cpu::Cpu;
-pub use crate::compute::cpu::testing::random;
+pub use crate::compute::cpu::testing::{Adapted, random};
 
 /// Something that both backends compute.
 trait Case {
