@@ -5,12 +5,20 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use common::cli::{self, flags::Common, progress};
+use common::compute::cpu::Cpu;
+use common::data::tokenizer::Tokenizer;
 use common::error::{Error, Result};
 use common::format::atomic::{FileDigest, OutputFile, PartDir, write_file};
 use common::format::safetensors::{Spec, TensorWriter};
+use common::model::forward::Batch;
+use common::model::inputs::{MeanSquares, mean_squares};
+use common::model::names;
+use common::model::weights::Source;
 use common::quant::Phi;
+use common::stage::init::{Factors, fit_error};
 use common::stage::record::{self, Begin, Kind, Record};
 use common::stage::scales::Scales;
+use common::stage::shards::Shards;
 use common::stage::wrapped;
 use common::stage::wrapping::{Budget, Place, RankChoice, Targets, Wrapping};
 
@@ -40,6 +48,12 @@ struct Args {
     /// Outside: part of an adapter's input that is dropped in training [default: 0]
     #[arg(long, value_name = "PART")]
     dropout: Option<f32>,
+    /// error: A and B start as the best product of their rank for what rounding lost
+    #[arg(long, value_enum)]
+    init: Option<Init>,
+    /// With --init error: what inputs weigh, from 16 windows of 512 tokens of what shard made [default: all the same]
+    #[arg(long, value_name = "DIR")]
+    shards: Option<PathBuf>,
     /// Seed of B
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -56,6 +70,11 @@ enum Where {
     Outside,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Init {
+    Error,
+}
+
 fn main() -> ExitCode {
     cli::main("lr-wrap", run)
 }
@@ -68,7 +87,11 @@ fn run() -> Result<()> {
         scales.stage.verify()?;
     }
     let wrapping = wrapping(&args, &scales)?;
-    let inputs = vec![scales.stage.as_input("scales", &args.output)?];
+    let shards = args.shards.as_deref().map(Shards::open).transpose()?;
+    let mut inputs = vec![scales.stage.as_input("scales", &args.output)?];
+    if let Some(shards) = &shards {
+        inputs.push(shards.stage.as_input("shards", &args.output)?);
+    }
     let mut record = Record::new(Kind::Wrapped, Some(scales.scheme.to_string()), wrapping.arguments(), inputs);
     if !wrapping.is_outside() {
         record = record.in_format(1);
@@ -79,7 +102,8 @@ fn run() -> Result<()> {
             for (name, bytes) in scales.model.support_files()? {
                 record.files.insert(name.clone(), write_file(&part.join(&name), &bytes)?);
             }
-            let digest = write_tensors(&args, &scales, &wrapping, &part)?;
+            let fitted = fitted(&args, &scales, &wrapping, shards.as_ref())?;
+            let digest = write_tensors(&args, &scales, &wrapping, &fitted, &part)?;
             record.files.insert(wrapped::FILE.into(), digest);
             record::commit(part, &record)?;
         }
@@ -106,27 +130,74 @@ fn wrapping(args: &Args, scales: &Scales) -> Result<Wrapping> {
     if let Some(alpha) = args.alpha.filter(|alpha| !alpha.is_finite()) {
         return refuse(format!("--alpha {alpha}, expected a finite number"), "give --alpha 1");
     }
+    let from_error = args.init == Some(Init::Error);
+    if args.shards.is_some() && !from_error {
+        return refuse("--shards without --init error".into(), "leave it out; qat-step takes the shards");
+    }
+    if let (true, Some(alpha)) = (from_error, args.alpha.filter(|alpha| *alpha <= 0.0)) {
+        return refuse(
+            format!("--init error with --alpha {alpha}: no factors give what was lost"),
+            "give an alpha above 0",
+        );
+    }
     let targets = args.targets.unwrap_or(Targets::ALL);
     let budget = Budget::new(&scales.model, scales.scheme, targets)?;
     let rank = match args.rank {
         RankChoice::Rank(rank) => rank,
         RankChoice::Auto(factor) => budget.rank(factor)?,
     };
+    if rank == 0 && from_error {
+        return refuse("--init error with --rank 0: there is nothing to start".into(), "give a rank");
+    }
     if rank == 0 {
         return Ok(Wrapping::scales_alone());
     }
     if !outside {
         let place = Place::Inside { phi: args.phi.unwrap_or(Phi::Q) };
-        return Ok(Wrapping { place, rank, alpha: args.alpha.unwrap_or(1.0), seed: args.seed });
+        return Ok(Wrapping { place, rank, alpha: args.alpha.unwrap_or(1.0), seed: args.seed, from_error });
     }
     let (megabytes, factor) = ((budget.per_rank * rank as u64) as f64 / 1e6, budget.factor(rank));
     let size = format!("rank {rank}: {megabytes:.1} MB of adapters, {factor:.3} times the quantized size");
     cli::say(&args.common, "lr-wrap", size);
     let alpha = args.alpha.unwrap_or(4.0 * rank as f32);
-    Ok(Wrapping { place: Place::Outside { targets, dropout }, rank, alpha, seed: args.seed })
+    Ok(Wrapping { place: Place::Outside { targets, dropout }, rank, alpha, seed: args.seed, from_error })
 }
 
-fn write_tensors(args: &Args, scales: &Scales, wrapping: &Wrapping, part: &PartDir) -> Result<FileDigest> {
+/// The factors for what rounding lost, if they are asked for.
+fn fitted(args: &Args, scales: &Scales, wrapping: &Wrapping, shards: Option<&Shards>) -> Result<Factors> {
+    if !wrapping.from_error {
+        return Ok(Factors::new());
+    }
+    let inputs = shards.map(|shards| input_sizes(scales, shards, wrapping.seed)).transpose()?;
+    let bar = progress::count(&args.common, "fit", names::linears(scales.model.config()).len() as u64);
+    let factors = fit_error(scales, wrapping, inputs.as_ref(), || bar.inc(1));
+    bar.finish_and_clear();
+    factors
+}
+
+/// How large the inputs of the float model's linears are on the text.
+fn input_sizes(scales: &Scales, shards: &Shards, seed: u64) -> Result<MeanSquares> {
+    const WINDOWS: u64 = 16;
+    const TOKENS: usize = 512;
+    let (dir, files) = (&scales.stage.dir, scales.model.support_files()?);
+    shards.check_tokenizer(dir, Tokenizer::from_files(dir, &files)?.digest())?;
+    let (windows, vocab) = (shards.windows(TOKENS, false)?, scales.model.config().vocab);
+    let batches = (0..WINDOWS).map(|i| {
+        let (shard, at) = windows.sample(seed, 0, i);
+        Ok(Batch::next_token([shards.read(shard, at, TOKENS, vocab)?.as_slice()]))
+    });
+    let batches = batches.collect::<Result<Vec<Batch>>>()?;
+    // Of what they would be, not of what is rounded.
+    mean_squares(&Cpu::<f32>::new(), &scales.model, &batches)
+}
+
+fn write_tensors(
+    args: &Args,
+    scales: &Scales,
+    wrapping: &Wrapping,
+    fitted: &Factors,
+    part: &PartDir,
+) -> Result<FileDigest> {
     let specs = wrapped::specs(&scales.model, scales.scheme, wrapping)?;
     let bar = progress::bytes(&args.common, "lr-wrap", specs.iter().map(Spec::bytes).sum::<usize>() as u64);
     let phi = match wrapping.place {
@@ -136,7 +207,7 @@ fn write_tensors(args: &Args, scales: &Scales, wrapping: &Wrapping, part: &PartD
     let metadata = [("scheme", scales.scheme.to_string()), ("phi", phi)];
     let file = OutputFile::create(&part.join(wrapped::FILE))?;
     let mut writer = TensorWriter::create(file, specs, &metadata)?;
-    wrapped::write(scales, wrapping, &mut writer, |bytes| bar.inc(bytes))?;
+    wrapped::write(scales, wrapping, fitted, &mut writer, |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     writer.finish()
 }

@@ -22,7 +22,7 @@ fn perplexity(dir: &Dir, artefact: &str) -> f64 {
 }
 
 fn divergence(dir: &Dir, artefact: &str) -> f64 {
-    let report = json(&dir.run(&format!("eval {artefact} --ppl text.txt --ctx 64 --reference model --json")).ok());
+    let report = json(&dir.run(&format!("eval {artefact} --ppl text.txt --ctx 64 --reference model --compute f32 --json")).ok());
     report["artefacts"][0]["ppl"]["text.txt"]["kl"].as_f64().unwrap()
 }
 
@@ -46,6 +46,50 @@ fn adapters_repair_fixed_integers() {
         packed.collect::<Vec<_>>()
     };
     assert!(codes("with") == codes("without") && codes("with").len() == 14);
+}
+
+/// What rounding lost is in the adapters before any training; more of it, in a model that has learnt something, where inputs
+/// weigh what they are.
+#[test]
+fn adapters_start_at_the_error() {
+    let dir = Dir::with_stages();
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
+    dir.run(&format!("ptq-init {demo}/model --scheme w2pcz -o learnt")).ok();
+    dir.run(&format!("shard {demo}/train.txt --tokenizer {demo}/model -o of-demo")).ok();
+    let line = "lr-wrap learnt --adapter outside --rank 4";
+    dir.run(&format!("{line} -o learnt-nothing")).ok();
+    dir.run(&format!("{line} --init error -o learnt-error")).ok();
+    dir.run(&format!("{line} --init error --shards of-demo -o learnt-weighed")).ok();
+    let [nothing, error, weighed] = ["nothing", "error", "weighed"].map(|name| {
+        let text = format!("{demo}/test.txt");
+        let line = format!("eval learnt-{name} --ppl {text} --ctx 256 --max-blocks 8 --reference {demo}/model --json");
+        json(&dir.run(&line).ok())["artefacts"][0]["ppl"][&text]["kl"].as_f64().unwrap()
+    });
+    assert!(error < 0.95 * nothing && weighed < 0.98 * error, "{nothing} {error} {weighed}");
+
+    dir.run("ptq-init model --scheme w2g8 -o coarse").ok();
+    dir.run("lr-wrap coarse --adapter outside --rank 6 -o nothing").ok();
+    dir.run("lr-wrap coarse --adapter outside --rank 6 --init error -o error").ok();
+    let of = |name: &str| divergence(&dir, name);
+    let (nothing, error) = (of("nothing"), of("error"));
+    assert!(error < 0.9 * nothing, "{nothing} {error}");
+    // As many ranks as a linear has: nothing is lost but what f32 loses.
+    dir.run("lr-wrap coarse --adapter outside --rank 200 --init error -o all").ok();
+    assert!(of("all") < 1e-4 * nothing, "{}", of("all"));
+    // Inside the rounding too, where φ loses much.
+    dir.run("lr-wrap coarse --phi int --rank 6 --init error -o inside").ok();
+    let line = format!("qat-step inside --shards shards --steps 2 {RECIPE} -o trained");
+    dir.run(&line).ok();
+    dir.run("ptq-init folded -o kept").ok();
+    for (flags, told) in [
+        ("coarse --shards shards", "--shards without --init error"),
+        ("coarse --rank 0 --init error", "--init error with --rank 0"),
+        ("coarse --init error --alpha 0", "--alpha 0"),
+        ("kept --init error", "what they lost is not known"),
+    ] {
+        let stderr = dir.run(&format!("lr-wrap {flags} -o x")).fails(2);
+        assert!(stderr.contains(told), "{flags}: {stderr}");
+    }
 }
 
 /// The masks are drawn again as they were: with dropout too, a run that is cut goes on to the same bytes.

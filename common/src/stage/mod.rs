@@ -7,6 +7,7 @@ pub mod base;
 pub mod checkpoint;
 pub mod float;
 pub mod folded;
+pub mod init;
 pub mod open;
 pub mod record;
 pub mod report;

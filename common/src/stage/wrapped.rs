@@ -5,7 +5,7 @@
 //! |---|---|---|---|
 //! | `<linear>.phi` | u8 | [N, row bytes] | Φ0 as [`Phi`] packs it; the metadata name φ and the scheme |
 //! | `<linear>.scale`, `<linear>.zero_point` | f32, i32 | [N, G] | as in `scales/` |
-//! | `<linear>.lora_a`, `<linear>.lora_b` | f32 | [N, r], [r, K] | start values: zero, and U(−1/√K, 1/√K) |
+//! | `<linear>.lora_a`, `<linear>.lora_b` | f32 | [N, r], [r, K] | start values: zero, and U(−1/√K, 1/√K); or [`super::init`]'s |
 //! | embeddings, norms, head | as in the model | | under their own names |
 //!
 //! With the factors outside the rounding (format 2) the integers are fixed: in place of `phi` there is
@@ -21,6 +21,7 @@ use serde_json::Value;
 use super::ahead::{Made, ahead};
 use super::base::BaseModel;
 use super::float::{SupportFiles, read_config, read_support_files};
+use super::init::Factors;
 use super::record::{Kind, Stage};
 use super::scales::{self, Scales, read_grid, scheme_of};
 use super::wrapping::{Place, Wrapping};
@@ -63,8 +64,15 @@ fn frozen(linear: &LinearName, scheme: Scheme, w: &Wrapping) -> (&'static str, D
     }
 }
 
-/// Writes every tensor; `each` is told the bytes written, for a progress bar.
-pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each: impl FnMut(u64) + Send) -> Result<()> {
+/// Writes every tensor, with the factors that were fitted, if they were; `each` is told the bytes written, for a progress
+/// bar.
+pub fn write(
+    scales: &Scales,
+    w: &Wrapping,
+    fitted: &Factors,
+    writer: &mut TensorWriter,
+    mut each: impl FnMut(u64) + Send,
+) -> Result<()> {
     let config = scales.model.config();
     let linears: BTreeMap<String, LinearName> =
         names::linears(config).into_iter().map(|l| (l.name.clone(), l)).collect();
@@ -79,6 +87,11 @@ pub fn write(scales: &Scales, w: &Wrapping, writer: &mut TensorWriter, mut each:
                 Place::Inside { phi } => downcast(scales, linear, phi, made.room(spec.bytes())?)?,
                 Place::Outside { .. } => made.store(scales.rounded(linear)?.codes),
             },
+            (Some(linear), "lora_a" | "lora_b") if fitted.contains_key(&linear.name) => {
+                let [a, b] = &fitted[&linear.name];
+                let values = if suffix == "lora_a" { a } else { b };
+                made.put(bytemuck::cast_slice(values).to_vec());
+            }
             (Some(_), "lora_a") => made.room(spec.bytes())?.fill(0),
             (Some(linear), "lora_b") => {
                 made.put(bytemuck::cast_slice(&lowrank::init_b(w.rank, linear.k, w.seed, &spec.name)).to_vec());

@@ -30,19 +30,25 @@ pub struct Wrapping {
     pub rank: usize,
     pub alpha: f32,
     pub seed: u64,
+    /// A and B start at what rounding lost, and not at nothing.
+    pub from_error: bool,
 }
 
 impl Wrapping {
     pub fn arguments(&self) -> Value {
-        let Wrapping { place, rank, alpha, seed } = self;
-        match place {
+        let Wrapping { place, rank, alpha, seed, from_error } = self;
+        let mut arguments = match place {
             Place::Inside { phi } => json!({"phi": phi.to_string(), "rank": rank, "alpha": alpha, "seed": seed}),
             Place::Outside { .. } if *rank == 0 => json!({"rank": 0}),
             Place::Outside { targets, dropout } => json!({
                 "adapter": "outside", "targets": targets.to_string(), "rank": rank, "alpha": alpha, "dropout": dropout,
                 "seed": seed,
             }),
+        };
+        if *from_error {
+            arguments["init"] = "error".into();
         }
+        arguments
     }
 
     /// As recorded in a `stage.json`.
@@ -61,7 +67,8 @@ impl Wrapping {
                 },
                 Some(_) => return None,
             };
-            Some(Wrapping { place, rank, alpha: number("alpha")?, seed: args.get("seed")?.as_u64()? })
+            let from_error = args.get("init").is_some_and(|init| init == "error");
+            Some(Wrapping { place, rank, alpha: number("alpha")?, seed: args.get("seed")?.as_u64()?, from_error })
         };
         read().ok_or_else(|| {
             let (found, expected) = ("arguments that are not lr-wrap's", "phi, rank, alpha and seed");
@@ -71,7 +78,8 @@ impl Wrapping {
 
     /// Nothing but the scales is trained.
     pub fn scales_alone() -> Wrapping {
-        Wrapping { place: Place::Outside { targets: Targets::NONE, dropout: 0.0 }, rank: 0, alpha: 1.0, seed: 0 }
+        let place = Place::Outside { targets: Targets::NONE, dropout: 0.0 };
+        Wrapping { place, rank: 0, alpha: 1.0, seed: 0, from_error: false }
     }
 
     /// Rank of the factors of a linear; 0 if it has none.
@@ -249,8 +257,8 @@ mod tests {
     fn records() {
         let outside = Place::Outside { targets: "q,up".parse().unwrap(), dropout: 0.05 };
         for wrapping in [
-            Wrapping { place: Place::Inside { phi: Phi::Q }, rank: 32, alpha: 1.0, seed: 7 },
-            Wrapping { place: outside, rank: 8, alpha: 32.0, seed: 1 },
+            Wrapping { place: Place::Inside { phi: Phi::Q }, rank: 32, alpha: 1.0, seed: 7, from_error: false },
+            Wrapping { place: outside, rank: 8, alpha: 32.0, seed: 1, from_error: true },
             Wrapping::scales_alone(),
         ] {
             let Value::Object(args) = wrapping.arguments() else { panic!("an object") };

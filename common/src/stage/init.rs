@@ -1,0 +1,114 @@
+//! Start values of the low-rank factors: nothing (A = 0), or the best product of their rank for what rounding lost.
+//!
+//! Outside the rounding the error is W0 − Ŵ (LQ-LoRA, LQER: the nearest product of low rank, by its singular values);
+//! inside it is what φ lost, W0/s0 + z − Φ0. With the mean squares E[x²] of a linear's inputs each column is weighed by
+//! their root, so that the error of its output is least where inputs are uncorrelated.
+
+use std::collections::BTreeMap;
+
+use super::scales::Scales;
+use super::wrapping::{Place, Wrapping};
+use crate::compute::cpu::linear::Workspace;
+use crate::compute::cpu::low_rank::nearest;
+use crate::error::{Error, Result};
+use crate::model::inputs::MeanSquares;
+use crate::model::names::{self, LinearName};
+use crate::model::weights::Source;
+use crate::quant::{Phi, grid};
+
+/// A and B by the name of their linear.
+pub type Factors = BTreeMap<String, [Vec<f32>; 2]>;
+
+/// Fits the factors of every linear that has some; `each` is told of each. Without mean squares columns weigh the same.
+pub fn fit_error(
+    scales: &Scales,
+    w: &Wrapping,
+    inputs: Option<&MeanSquares>,
+    mut each: impl FnMut(),
+) -> Result<Factors> {
+    if scales.model.scheme() == Some(scales.scheme) {
+        return Err(Error::usage(
+            format!("{}: its integers were there before: what they lost is not known", scales.stage.dir.display()),
+            "leave --init error out",
+        ));
+    }
+    let (workspace, mut factors) = (Workspace::default(), Factors::new());
+    for (at, linear) in names::linears(scales.model.config()).into_iter().enumerate() {
+        let rank = w.rank_of(&linear);
+        if rank > 0 {
+            let weights = inputs.map(|inputs| inputs[at / 7][at % 7].as_slice());
+            let fitted = fit_linear(scales, &linear, w, rank, weights, &workspace)?;
+            factors.insert(linear.name, fitted);
+        }
+        each();
+    }
+    Ok(factors)
+}
+
+fn fit_linear(
+    scales: &Scales,
+    linear: &LinearName,
+    w: &Wrapping,
+    rank: usize,
+    mean_squares: Option<&[f32]>,
+    workspace: &Workspace,
+) -> Result<[Vec<f32>; 2]> {
+    let (n, k) = (linear.n, linear.k);
+    let mut error = lost(scales, linear, w.place)?;
+    // A column whose input is always 0 would have no B.
+    let column = mean_squares.map(|squares| {
+        let least = squares.iter().fold(0f32, |most, x| most.max(*x)) * 1e-12;
+        squares.iter().map(|x| x.max(least).max(f32::MIN_POSITIVE).sqrt()).collect::<Vec<f32>>()
+    });
+    if let Some(column) = &column {
+        for row in error.chunks_exact_mut(k) {
+            row.iter_mut().zip(column).for_each(|(e, weight)| *e *= weight);
+        }
+    }
+    let [mut a, mut b] = nearest(workspace, &error, n, k, rank, w.seed, &linear.name);
+    // The product is scaled by α/r.
+    let each = (rank as f32 / w.alpha).sqrt();
+    a.iter_mut().for_each(|a| *a *= each);
+    for row in b.chunks_exact_mut(k) {
+        match &column {
+            Some(column) => row.iter_mut().zip(column).for_each(|(b, weight)| *b *= each / weight),
+            None => row.iter_mut().for_each(|b| *b *= each),
+        }
+    }
+    Ok([a, b])
+}
+
+/// What rounding lost of a linear [n, k].
+fn lost(scales: &Scales, linear: &LinearName, place: Place) -> Result<Vec<f32>> {
+    let (k, scheme) = (linear.k, scales.scheme);
+    let (start, group, groups) = (scales.start(linear)?, scheme.group_size(linear.k), scheme.groups(linear.k));
+    let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
+    let mut error = vec![0.0; linear.n * k];
+    for (row, z) in error.chunks_exact_mut(k).enumerate() {
+        start.read(row, z);
+        match place {
+            Place::Inside { phi } => {
+                let kept = stored(phi, scheme, z);
+                z.iter_mut().zip(kept).for_each(|(z, kept)| *z -= kept);
+            }
+            Place::Outside { .. } => {
+                for (j, z) in z.iter_mut().enumerate() {
+                    let at = row * groups + j / group;
+                    let (s, zero) = (start.grid.scale[at], start.grid.zero.as_ref().map_or(0.0, |zero| zero[at]));
+                    let code = grid::code(*z, qmin, qmax);
+                    *z = s * (*z - zero) - grid::dequantize(code, zero, grid::forward_scale(s));
+                }
+            }
+        }
+    }
+    start.forget();
+    Ok(error)
+}
+
+/// Φ0 of a row, as it is read back.
+fn stored(phi: Phi, scheme: crate::quant::Scheme, z: &[f32]) -> Vec<f32> {
+    let (mut packed, mut kept) = (vec![0; phi.row_bytes(scheme, z.len())], vec![0.0; z.len()]);
+    phi.pack_row(scheme, z, &mut packed);
+    phi.unpack_row(scheme, &packed, &mut kept);
+    kept
+}
