@@ -91,6 +91,21 @@ def steps(bench, dtype):
     return pairs.compare(ours, variants, bench.o.repeats)
 
 
+def adapters(bench):
+    """Fine-tuning a model that is quantized already, beside LoRA on the float model."""
+    gptq = bench.made("fold", bench.path("w4g64", "gptq"), bench.wrapped("w4g64"), "--format", "gptq")
+    scales = bench.made("ptq-init", bench.path("gptq", "scales"), gptq)
+    outside = ["--adapter", "outside", "--rank", "8"]
+    wrapped = bench.made("lr-wrap", bench.path("gptq", "wrapped"), scales, *outside)
+    ours = bench.step(wrapped, "w4g64, --adapter outside --rank 8 --lr-scale 0", "--lr-scale", "0")
+    variants = []
+    if "torch" in bench.pythons:
+        for flags, label in ([], "all kept"), (["--recompute"], "recompute block"), (["--compile"], "all kept, compiled"):
+            command = bench.peer("torch_lora.py", bench.o.model, "--steps", str(STEPS - 1), *flags)
+            variants.append(Variant(f"peft, rank 8, bf16, {label}", command, inside("tokens_per_s")))
+    return pairs.compare(ours, variants, bench.o.repeats)
+
+
 def perplexity(bench):
     ids, blocks = bench.ids(bench.wrapped("w4pc"))
     call = ["eval", bench.o.model, "--ppl", bench.o.text, "--max-blocks", str(blocks), "--json"]
@@ -209,6 +224,7 @@ def growth(bench):
 ROWS = {
     "qat-step": lambda bench: steps(bench, "bf16"),
     "qat-step-f32": lambda bench: steps(bench, "f32"),
+    "lora": adapters,
     "eval-float": perplexity,
     "eval-folded": folded,
     "ptq-init": fit,
