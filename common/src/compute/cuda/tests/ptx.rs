@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use crate::compute::cuda::launch::Source;
-use crate::compute::cuda::{attention, head, kernels, optimizer, product, weight};
+use crate::compute::cuda::{attention, fit, head, kernels, optimizer, product, weight};
 
 type Kernels = &'static [(&'static str, &'static [usize])];
 
-const SOURCES: [(Source, Kernels); 8] = [
+const SOURCES: [(Source, Kernels); 9] = [
     (attention::Kernels::SOURCE, attention::Kernels::KERNELS),
+    (fit::Kernels::SOURCE, fit::Kernels::KERNELS),
     (head::Kernels::SOURCE, head::Kernels::KERNELS),
     (kernels::Elementwise::SOURCE, kernels::Elementwise::KERNELS),
     (kernels::Norm::SOURCE, kernels::Norm::KERNELS),
