@@ -8,8 +8,8 @@ use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::Scheme;
 use crate::quant::fit::Fit;
 
-/// Rows of every kind, `k` wide, as the file would hold them.
-fn weights(k: usize, dtype: Dtype) -> Vec<f32> {
+/// Rows of every kind, `k` wide in groups, as a file would hold them.
+fn weights(k: usize, group: usize, dtype: Dtype) -> Vec<f32> {
     let bell = |seed| random(seed, 4 * k).chunks(4).map(|x| x.iter().sum::<f32>()).collect::<Vec<f32>>();
     let rows: [(f32, fn(usize, f32) -> f32); 11] = [
         (0.05, |_, w| w),
@@ -30,9 +30,26 @@ fn weights(k: usize, dtype: Dtype) -> Vec<f32> {
     let value = |(row, (scale, of)): (usize, (f32, fn(usize, f32) -> f32))| {
         bell(row as u64 + 1).into_iter().enumerate().map(move |(i, w)| of(i, w) * scale).collect::<Vec<f32>>()
     };
+    // Every weight and its opposite: a grid with a zero point is as good as its mirror image, and only what is rounded when
+    // errors are summed up, in whichever order, makes one of them the better one.
+    let mirrored = (0..24).flat_map(|seed| {
+        let mut w: Vec<f32> = bell(seed + 100).iter().map(|w| w * 0.05).collect();
+        for group in w.chunks_mut(group) {
+            let len = group.len();
+            for i in 0..len / 2 {
+                match seed % 2 {
+                    0 => group[len - 1 - (i * 7) % (len / 2)] = -group[i],
+                    // In the same order: the sums are equal, but for the order of those of parts.
+                    _ => group[2 * i + 1] = -group[2 * i],
+                }
+            }
+        }
+        w
+    });
     // Numbers that the type does not hold would not be finite.
     let most = if dtype == Dtype::F16 { 65504.0 } else { 3.3e38 };
-    rows.into_iter().enumerate().flat_map(value).map(|w| w.clamp(-most, most)).collect()
+    let rows = rows.into_iter().enumerate().flat_map(value).chain(mirrored);
+    rows.map(|w| w.clamp(-most, most)).collect()
 }
 
 /// (scale, zero point) of every group, as bits.
@@ -59,6 +76,7 @@ fn the_scales_of_the_cpu() {
         ("w4g8z", 24, Dtype::F16),
         ("w8pcz", 97, Dtype::F32),
         ("w2pc", 1, Dtype::F32),
+        ("w3pcz", 300, Dtype::BF16),
         ("w8g32", 64, Dtype::BF16),
     ];
     for device in [Device::new(), Device::new().reversed_blocks().reversed_threads()] {
@@ -66,7 +84,7 @@ fn the_scales_of_the_cpu() {
             let mut gpu = Fitting::open().unwrap();
             for (word, k, dtype) in cases {
                 let scheme: Scheme = word.parse().unwrap();
-                let values = weights(k, dtype);
+                let values = weights(k, scheme.group_size(k), dtype);
                 let w = Tensor::from_f32(&values, dtype, vec![values.len() / k, k]);
                 for fit in [Fit::MinMax, Fit::Lp(2.0), Fit::Lp(3.0)] {
                     assert!(Fitting::takes(fit));
