@@ -92,10 +92,8 @@ impl<'a> Saves<'a> {
 
     /// What became of the save that is being written, if that is known by now.
     pub fn check(&self) -> Result<()> {
-        match self.writing.borrow().as_ref().is_some_and(JoinHandle::is_finished) {
-            true => self.wait(),
-            false => Ok(()),
-        }
+        let known = self.writing.borrow().as_ref().is_some_and(JoinHandle::is_finished);
+        if known { self.wait() } else { Ok(()) }
     }
 
     /// Waits until what was to be saved is.
