@@ -183,7 +183,7 @@ fn keeps_its_plan(dir: &Dir, input: &str) {
     let (ran, more) = on(&Device::new(), dir, &format!("{line} --device cuda -o more"));
     ran.ok();
     assert!(more.peak > report.peak, "integers of all blocks");
-    assert!(trained_bytes(&dir, "run") == trained_bytes(&dir, "more"), "integers that are kept change the result");
+    assert!(trained_bytes(dir, "run") == trained_bytes(dir, "more"), "integers that are kept change the result");
     assert!(report.launches > 0 && report.peak <= planned, "{} held, {planned} planned", report.peak);
     // Nearly all of it is cuBLASLt's workspace here.
     assert!(report.peak * 10 > planned * 9, "{} held, {planned} planned", report.peak);
