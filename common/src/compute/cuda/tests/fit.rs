@@ -8,10 +8,13 @@ use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::Scheme;
 use crate::quant::fit::Fit;
 
+/// What becomes of weight i.
+type Edit = fn(usize, f32) -> f32;
+
 /// Rows of every kind, `k` wide in groups, as a file would hold them.
 fn weights(k: usize, group: usize, dtype: Dtype) -> Vec<f32> {
     let bell = |seed| random(seed, 4 * k).chunks(4).map(|x| x.iter().sum::<f32>()).collect::<Vec<f32>>();
-    let rows: [(f32, fn(usize, f32) -> f32); 11] = [
+    let rows: [(f32, Edit); 11] = [
         (0.05, |_, w| w),
         (0.05, |i, w| if i % 97 == 13 { 9.0 * w } else { w }),
         // One sign, and one weight of the other.
@@ -27,7 +30,7 @@ fn weights(k: usize, group: usize, dtype: Dtype) -> Vec<f32> {
         (6e4, |_, w| w),
         (1.0, |i, w| if i % 2 == 0 { 3e38 } else { -3e38 * w.abs().min(1.0) }),
     ];
-    let value = |(row, (scale, of)): (usize, (f32, fn(usize, f32) -> f32))| {
+    let value = |(row, (scale, of)): (usize, (f32, Edit))| {
         bell(row as u64 + 1).into_iter().enumerate().map(move |(i, w)| of(i, w) * scale).collect::<Vec<f32>>()
     };
     // Every weight and its opposite: a grid with a zero point is as good as its mirror image, and only what is rounded when
