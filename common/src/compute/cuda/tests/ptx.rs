@@ -45,3 +45,13 @@ fn ptx_is_for_old_drivers() {
         assert!(source.ptx.contains(".target sm_80\n"), "{}", source.file);
     }
 }
+
+/// Whatever is added up is added in an order that does not depend on who comes first.
+#[test]
+fn nothing_is_added_atomically() {
+    for (source, _) in SOURCES {
+        let mut words = source.ptx.split_whitespace();
+        let atomic = words.find(|word| word.starts_with("atom.") || word.starts_with("red."));
+        assert_eq!(atomic, None, "{}", source.file);
+    }
+}
