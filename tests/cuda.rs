@@ -1,6 +1,9 @@
 //! The tools with --device cuda, on an emulated GPU. (With GPU_EMULATOR=off, on a real one: tests of what only an
 //! emulator can do are passed over.)
 
+mod fit;
+mod save;
+
 use std::fs;
 
 use gpu_emulator::{Device, Report};
@@ -37,6 +40,10 @@ fn trained(dir: &Dir, checkpoint: &str) -> Vec<f64> {
     let file = fs::read(dir.join(checkpoint).join("trained.safetensors")).unwrap();
     let data = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     file[data..].chunks_exact(4).map(|x| f64::from(f32::from_le_bytes(x.try_into().unwrap()))).collect()
+}
+
+fn trained_bytes(dir: &Dir, checkpoint: &str) -> Vec<u8> {
+    fs::read(dir.join(checkpoint).join("trained.safetensors")).unwrap()
 }
 
 fn ppl(ran: Ran) -> f64 {
@@ -165,6 +172,9 @@ fn keeps_its_plan(dir: &Dir, input: &str) {
     let rows = plan["plan"].as_array().unwrap();
     let context: u64 = rows.iter().filter(|row| row["what"] == "context").map(bytes).sum();
     assert!(context > 0);
+    // While a save is written, the host holds what is trained, and its moments.
+    let moments: u64 = rows.iter().filter(|row| row["what"] == "Adam").map(bytes).sum();
+    assert_eq!(plan["on_host"].as_u64(), Some(moments / 2 * 3));
     let planned = plan["total"].as_u64().unwrap() - context;
     // Room for what is planned, and for no integers besides.
     let (ran, report) = on(&Device::new().memory(planned), dir, &format!("{line} --device auto -o run"));
@@ -173,8 +183,7 @@ fn keeps_its_plan(dir: &Dir, input: &str) {
     let (ran, more) = on(&Device::new(), dir, &format!("{line} --device cuda -o more"));
     ran.ok();
     assert!(more.peak > report.peak, "integers of all blocks");
-    let trained = |name: &str| fs::read(dir.join(name).join("trained.safetensors")).unwrap();
-    assert!(trained("run") == trained("more"), "integers that are kept change the result");
+    assert!(trained_bytes(dir, "run") == trained_bytes(dir, "more"), "integers that are kept change the result");
     assert!(report.launches > 0 && report.peak <= planned, "{} held, {planned} planned", report.peak);
     // Nearly all of it is cuBLASLt's workspace here.
     assert!(report.peak * 10 > planned * 9, "{} held, {planned} planned", report.peak);
@@ -208,7 +217,15 @@ fn what_is_missing_is_said() {
         assert_eq!(ran.status, Some(status), "{}", ran.stderr);
         let (ran, _) = on(&device, &dir, "eval wrapped --ppl text.txt --ctx 64 --device cuda");
         assert_eq!(ran.status, Some(1), "{}", ran.stderr);
+        if status == 1 && !expected.contains("more than") {
+            let (ran, _) = on(&device, &dir, "ptq-init model --scheme w4pc --device cuda -o none");
+            assert!(ran.fails(1).contains(expected), "ptq-init");
+        }
     }
+    let device = Device::new().memory(2 << 10);
+    let stderr = on(&device, &dir, "ptq-init model --scheme w4pc --device cuda -o none").0.fails(1);
+    assert!(stderr.contains("do not fit into its memory") && stderr.contains("or use --device cpu"), "{stderr}");
+    assert_eq!(stderr.lines().filter(|line| line.starts_with("ptq-init: ")).count(), 1, "{stderr}");
     let left: Vec<_> = dir.listing().into_iter().filter(|path| !before.contains(path)).collect();
     assert!(left.is_empty(), "{left:?}");
     // Without a GPU, auto is the CPU.

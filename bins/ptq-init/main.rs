@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::cli::{self, flags::Common, progress};
+use common::cli::{self, device::Device, flags::Common, progress};
+use common::compute::cuda::Fitting;
 use common::error::{Error, Result};
 use common::format::atomic::{FileDigest, OutputFile, PartDir};
 use common::format::safetensors::TensorWriter;
@@ -28,6 +29,9 @@ struct Args {
     /// minmax, or lp:P, the grid search that minimizes Σ|w − ŵ|^P
     #[arg(long, default_value = "lp:3")]
     fit: Fit,
+    /// Where to fit: the same scales to the bit; auto is the GPU if there is one
+    #[arg(long, value_enum, default_value = "auto")]
+    device: Device,
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -92,6 +96,19 @@ fn wanted(args: &Args, model: &BaseModel, scheme: Scheme) -> Result<Record> {
     Ok(Record::new(Kind::Scales, Some(scheme.to_string()), arguments, vec![input]))
 }
 
+/// The GPU that fits, if one is to.
+fn gpu(args: &Args) -> Result<Option<Fitting>> {
+    if !args.device.is_gpu() {
+        return Ok(None);
+    }
+    if !Fitting::takes(args.fit) {
+        let told = format!("{} is fitted on the CPU: only minmax, lp:2 and lp:3 are the same to the bit", args.fit);
+        cli::say(&args.common, "ptq-init", told);
+        return Ok(None);
+    }
+    Fitting::open().map(Some)
+}
+
 /// Tensor by tensor: memory does not grow with the model.
 fn write(args: &Args, model: &BaseModel, scheme: Scheme, linears: &[LinearName], part: &PartDir) -> Result<FileDigest> {
     let specs = linears.iter().flat_map(|l| scales::specs(l, scheme)).collect();
@@ -99,6 +116,7 @@ fn write(args: &Args, model: &BaseModel, scheme: Scheme, linears: &[LinearName],
     let mut writer = TensorWriter::create(file, specs, &[("scheme", scheme.to_string())])?;
     let bar = progress::count(&args.common, "ptq-init", linears.len() as u64);
     let mut rounded = 0;
+    let mut gpu = if keeps(model, scheme) { None } else { gpu(args)? };
     // The writer's order is by name and a linear's two tensors follow each other, so each is fitted once.
     let mut fitted: Option<(String, LinearGrid)> = None;
     for spec in writer.order().to_vec() {
@@ -107,7 +125,7 @@ fn write(args: &Args, model: &BaseModel, scheme: Scheme, linears: &[LinearName],
             let linear = linears.iter().find(|l| l.name == stem).expect("the specs come from the linears");
             let grid = match model.integers(linear, scheme)? {
                 Some(integers) => kept(integers.grid, linear, model, &mut rounded)?,
-                None => scales::fit_linear(&model.weight(linear)?, linear, scheme, args.fit, model.path())?,
+                None => fit(gpu.as_mut(), linear, model, scheme, args.fit)?,
             };
             fitted = Some((stem.to_string(), grid));
             bar.inc(1);
@@ -122,6 +140,20 @@ fn write(args: &Args, model: &BaseModel, scheme: Scheme, linears: &[LinearName],
         cli::say(&args.common, "ptq-init", told);
     }
     writer.finish()
+}
+
+fn fit(
+    gpu: Option<&mut Fitting>,
+    linear: &LinearName,
+    model: &BaseModel,
+    scheme: Scheme,
+    how: Fit,
+) -> Result<LinearGrid> {
+    let w = model.weight(linear)?;
+    match gpu {
+        Some(gpu) => scales::fit_linear_on(gpu, &w, linear, scheme, how, model.path()),
+        None => scales::fit_linear(&w, linear, scheme, how, model.path()),
+    }
 }
 
 /// The grid of a quantized model; counts the scales that the forward pass rounds.

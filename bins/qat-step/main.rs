@@ -48,7 +48,9 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
     let mut holding = job.holding()?;
     if args.plan {
         let planned = plan::plan::<B>(&holding);
-        return cli::print(&if args.common.json { plan::json(&planned) } else { plan::table(&planned) });
+        let on_host = plan::on_host::<B>(&planned);
+        let show = if args.common.json { plan::json } else { plan::table };
+        return cli::print(&show(&planned, on_host.as_ref()));
     }
     let backend = &open()?;
     let tokenizer = Tokenizer::from_files(job.wrapped.dir(), &job.wrapped.support_files()?)?;

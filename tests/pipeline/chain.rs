@@ -154,6 +154,7 @@ fn a_plan_is_printed_and_nothing_is_written() {
     let rows = json["plan"].as_array().unwrap();
     assert!(rows.iter().any(|r| r["what"] == "Adam" && r["bytes"] == 2 * 2 * 4 * trained), "{json}");
     assert_eq!(rows.iter().map(|r| r["bytes"].as_u64().unwrap()).sum::<u64>(), json["total"]);
+    assert!(json["on_host"].is_null(), "{json}");
 }
 
 /// Names that a format string would trip over, and standard input, read once for all artefacts.

@@ -20,6 +20,17 @@ pub enum Compute {
     F32,
 }
 
+impl Device {
+    /// Is it the GPU? Opens nothing.
+    pub fn is_gpu(self) -> bool {
+        match self {
+            Device::Auto => cuda::present(),
+            Device::Cpu => false,
+            Device::Cuda => true,
+        }
+    }
+}
+
 /// The backend that the command line asks for. Tools match on it once, and go on in code that is generic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chosen {
@@ -42,15 +53,14 @@ impl DeviceFlags {
     /// Opens nothing: a plan needs no GPU.
     pub fn choose(&self) -> Result<Chosen> {
         let gpu = match (self.device, self.compute) {
-            (Device::Cpu, _) | (Device::Auto, Compute::F32) => false,
-            (Device::Auto, _) => cuda::present(),
+            (Device::Auto, Compute::F32) => false,
             (Device::Cuda, Compute::F32) => {
                 return Err(Error::usage(
                     "--compute f32: the GPU computes in bf16",
                     "leave it out, or use --device cpu",
                 ));
             }
-            (Device::Cuda, _) => true,
+            (device, _) => device.is_gpu(),
         };
         Ok(match self.compute {
             _ if gpu => Chosen::Cuda,

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use super::lanes::{self, LANES};
 use super::search::Search;
+pub use super::search::skew;
 use super::{Scheme, grid};
 use crate::error::{Error, Result};
 

@@ -16,6 +16,11 @@ const MAX_SKEW: i32 = 4;
 /// Weights that are summed up in f32; the sums of parts are added in f64.
 const PART: usize = 64;
 
+/// Steps of the zero point to either side.
+pub fn skew(scheme: Scheme) -> i32 {
+    if scheme.asymmetric { ((1i32 << scheme.bits) / 4).min(MAX_SKEW) } else { 0 }
+}
+
 /// The search, with room that serves group after group.
 pub struct Search {
     scheme: Scheme,
@@ -49,7 +54,7 @@ struct Span {
 
 impl Search {
     pub fn new(scheme: Scheme, p: f32) -> Search {
-        let skew = if scheme.asymmetric { ((1i32 << scheme.bits) / 4).min(MAX_SKEW) } else { 0 };
+        let skew = skew(scheme);
         let candidates = (1..=THRESHOLDS).flat_map(|i| (-skew..=skew).map(move |k| (i, k)));
         let all = THRESHOLDS * (2 * skew + 1) as usize;
         let filled = std::iter::repeat_n((1, -skew), all.next_multiple_of(LANES) - all).chain(candidates);

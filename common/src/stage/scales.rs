@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::base::BaseModel;
 use super::record::{Kind, Stage};
 use crate::compute::cpu::simd::simd;
+use crate::compute::cuda::Fitting;
 use crate::error::{Error, Result};
 use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
 use crate::format::tensor::{Dtype, Tensor};
@@ -19,7 +20,7 @@ use crate::model::Config;
 use crate::model::names::LinearName;
 use crate::model::weights::{Codes, HostLinear, Source, forward_grid, pack_rows};
 use crate::quant::fit::Fit;
-use crate::quant::lanes::not_finite;
+use crate::quant::lanes;
 use crate::quant::{LinearGrid, Scheme};
 
 pub const FILE: &str = "scales.safetensors";
@@ -37,7 +38,7 @@ pub fn fit_linear(w: &Tensor, linear: &LinearName, scheme: Scheme, fit: Fit, pat
             #[inline(always)]
             || {
                 w.read_f32(row * k..(row + 1) * k, values);
-                let bad = not_finite(values);
+                let bad = lanes::not_finite(values);
                 if bad.is_none() {
                     for (g, values) in values.chunks_exact(group).enumerate() {
                         let fitted = fitter.fit(values);
@@ -47,18 +48,38 @@ pub fn fit_linear(w: &Tensor, linear: &LinearName, scheme: Scheme, fit: Fit, pat
                 bad
             },
         );
-        bad.map_or(Ok(()), |column| {
-            Err(Error::input(
-                path,
-                format!("{}.weight[{row}, {column}] is {}", linear.name, values[column]),
-                "finite weights",
-                "fetch the model again, or fix the checkpoint",
-            ))
-        })
+        bad.map_or(Ok(()), |column| Err(not_finite(path, linear, (row, column), values[column])))
     });
     finite.collect::<Result<()>>()?;
     w.forget();
     Ok(LinearGrid { scale, zero: scheme.asymmetric.then_some(zero) })
+}
+
+/// The same grid, fitted on a GPU that takes the fit.
+pub fn fit_linear_on(
+    gpu: &mut Fitting,
+    w: &Tensor,
+    linear: &LinearName,
+    scheme: Scheme,
+    fit: Fit,
+    path: &Path,
+) -> Result<LinearGrid> {
+    let grid = gpu.fit(w, linear.k, scheme, fit)?;
+    let Some(group) = grid.scale.iter().position(|s| s.is_nan()) else { return Ok(grid) };
+    let row = group / scheme.groups(linear.k);
+    let mut values = vec![0.0; linear.k];
+    w.read_f32(row * linear.k..(row + 1) * linear.k, &mut values);
+    let column = lanes::not_finite(&values).expect("its group has a weight that is not finite");
+    Err(not_finite(path, linear, (row, column), values[column]))
+}
+
+fn not_finite(path: &Path, linear: &LinearName, (row, column): (usize, usize), value: f32) -> Error {
+    Error::input(
+        path,
+        format!("{}.weight[{row}, {column}] is {value}", linear.name),
+        "finite weights",
+        "fetch the model again, or fix the checkpoint",
+    )
 }
 
 /// The tensors of a linear in this file.

@@ -22,6 +22,9 @@ pub struct Held {
     pub bytes: u64,
 }
 
+/// The row of the moments.
+const ADAM: &str = "Adam";
+
 /// What decides the memory of a run.
 pub struct Holding<'a> {
     pub config: &'a Config,
@@ -155,7 +158,7 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
         floats::<B>(h, rows),
         Held { what, detail: masters, bytes: trained },
         Held { what: "gradients", detail: format!("of {what}, f32"), bytes: trained },
-        Held { what: "Adam", detail: "two moments, f32".into(), bytes: 2 * trained },
+        Held { what: ADAM, detail: "two moments, f32".into(), bytes: 2 * trained },
         Held {
             what: "checkpoints",
             detail: format!("inputs of {} blocks, {} × {} tokens", h.config.layers, h.recipe.batch, h.recipe.seq),
@@ -200,22 +203,33 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
     held
 }
 
+/// What the host holds besides, where the rows of the plan are of a device with memory of its own.
+pub fn on_host<B: Backend>(held: &[Held]) -> Option<Held> {
+    let moments = held.iter().find(|h| h.what == ADAM).filter(|_| B::TABLES_ON_HOST)?;
+    let detail = "what is trained and its moments, copied while a save is written".to_string();
+    Some(Held { what: "on the host", detail, bytes: moments.bytes / 2 * 3 })
+}
+
 pub fn total(held: &[Held]) -> u64 {
     held.iter().map(|h| h.bytes).sum()
 }
 
 /// The plan as a table.
-pub fn table(held: &[Held]) -> String {
-    let mut out = String::new();
-    for h in held {
-        out += &format!("{:<16} {:>10}  {}\n", h.what, mib(h.bytes), h.detail);
-    }
-    out + &format!("{:<16} {:>10}  planned peak\n", "total", mib(total(held)))
+pub fn table(held: &[Held], on_host: Option<&Held>) -> String {
+    let row = |what: &str, bytes: u64, detail: &str| format!("{what:<16} {:>10}  {detail}\n", mib(bytes));
+    let mut out: String = held.iter().map(|h| row(h.what, h.bytes, &h.detail)).collect();
+    out += &row("total", total(held), "planned peak");
+    out.extend(on_host.map(|h| row(h.what, h.bytes, &h.detail)));
+    out
 }
 
 /// The plan as JSON: its rows, and their sum in bytes.
-pub fn json(held: &[Held]) -> String {
-    format!("{}\n", serde_json::json!({"plan": held, "total": total(held)}))
+pub fn json(held: &[Held], on_host: Option<&Held>) -> String {
+    let mut json = serde_json::json!({"plan": held, "total": total(held)});
+    if let Some(held) = on_host {
+        json["on_host"] = serde_json::json!(held.bytes);
+    }
+    format!("{json}\n")
 }
 
 pub fn mib(bytes: u64) -> String {

@@ -2,9 +2,17 @@
 //!
 //! `state.json` holds the step, the digest of what the run is (recipe, inputs), the compute path, and the lengths of
 //! the files.
+//!
+//! From a device with memory of its own the values are copied to the host, and a thread writes them while training goes on.
+//! It is waited for before the next save, before anything is said of saves, and at the end.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, OutputFile, PartDir, sync_dir, write_file};
 use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
 use crate::format::tensor::Dtype;
-use crate::model::params::{ParamSpec, Params};
+use crate::model::params::Params;
 use crate::stage::checkpoint::{OPTIMIZER, TRAINED};
 
 const STATE: &str = "state.json";
@@ -34,16 +42,19 @@ pub struct State {
 pub struct Saves<'a> {
     part: &'a PartDir,
     making: String,
+    /// The save that a thread is writing.
+    writing: RefCell<Option<JoinHandle<Result<()>>>>,
 }
 
 impl<'a> Saves<'a> {
     pub fn new(part: &'a PartDir, making: String) -> Saves<'a> {
-        Saves { part, making }
+        Saves { part, making, writing: RefCell::default() }
     }
 
     /// The newest save, if there is one. Saves of another recipe or other inputs are an error.
     pub fn latest(&self) -> Result<Option<(PathBuf, State)>> {
-        let Some(dir) = self.dirs()?.pop() else { return Ok(None) };
+        self.wait()?;
+        let Some(dir) = dirs(self.part.path())?.pop() else { return Ok(None) };
         let path = dir.join(STATE);
         let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
         let state: State = serde_json::from_slice(&bytes)
@@ -54,40 +65,105 @@ impl<'a> Saves<'a> {
         Ok(Some((dir, state)))
     }
 
-    /// Directories step-N by ascending N.
-    fn dirs(&self) -> Result<Vec<PathBuf>> {
-        let part = self.part.path();
-        let mut found = Vec::new();
-        for entry in fs::read_dir(part).map_err(Error::io(part, "read"))? {
-            let path = entry.map_err(Error::io(part, "read"))?.path();
-            let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("step-"));
-            if let Some(step) = step.and_then(|s| s.parse::<u64>().ok()) {
-                found.push((step, path));
-            }
-        }
-        found.sort();
-        Ok(found.into_iter().map(|(_, path)| path).collect())
-    }
-
+    /// Saves what was trained up to `step`, or begins to.
     pub fn save<B: Backend>(&self, backend: &B, step: u64, params: &Params<B>, moments: &Moments<B>) -> Result<()> {
-        let done = self.part.join(&format!("step-{step}"));
-        if done.exists() {
+        self.wait()?;
+        if self.part.join(&directory(step)).exists() {
             return Ok(());
         }
-        let writing = self.part.join(WRITING);
+        let state = State { step, making: self.making.clone(), compute_path: backend.path() };
+        let (trained, moments) = (of_params(params), of_moments(params, moments));
+        let part = self.part.path().to_path_buf();
+        if backend.memory().is_none() {
+            // A copy would be as much memory again.
+            let save = Save { part, state, files: [(TRAINED, trained), (OPTIMIZER, moments)] };
+            return self.keep_if_saved(save.write(|buffer| Ok(backend.download(buffer)?.into())));
+        }
+        let files = [(TRAINED, copy(backend, trained)?), (OPTIMIZER, copy(backend, moments)?)];
+        let save = Arc::new(Save { part, state, files });
+        let theirs = save.clone();
+        match thread::Builder::new().spawn(move || theirs.write(|values| Ok(values.into()))) {
+            Ok(writing) => *self.writing.borrow_mut() = Some(writing),
+            // Without a thread it is written now.
+            Err(_) => return self.keep_if_saved(save.write(|values| Ok(values.into()))),
+        }
+        Ok(())
+    }
+
+    /// What became of the save that is being written, if that is known by now.
+    pub fn check(&self) -> Result<()> {
+        let known = self.writing.borrow().as_ref().is_some_and(JoinHandle::is_finished);
+        if known { self.wait() } else { Ok(()) }
+    }
+
+    /// Waits until what was to be saved is.
+    pub fn wait(&self) -> Result<()> {
+        let Some(writing) = self.writing.take() else { return Ok(()) };
+        let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        self.keep_if_saved(written)
+    }
+
+    /// The directory outlives a failure as soon as it holds a save.
+    fn keep_if_saved(&self, written: Result<()>) -> Result<()> {
+        if dirs(self.part.path()).is_ok_and(|dirs| !dirs.is_empty()) {
+            self.part.keep();
+        }
+        written
+    }
+}
+
+impl Drop for Saves<'_> {
+    /// Whoever could be told has waited before.
+    fn drop(&mut self) {
+        if let Some(writing) = self.writing.take() {
+            let _ = self.keep_if_saved(writing.join().unwrap_or(Ok(())));
+        }
+    }
+}
+
+fn directory(step: u64) -> String {
+    format!("step-{step}")
+}
+
+/// Directories step-N by ascending N.
+fn dirs(part: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(part).map_err(Error::io(part, "read"))? {
+        let path = entry.map_err(Error::io(part, "read"))?.path();
+        let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("step-"));
+        if let Some(step) = step.and_then(|s| s.parse::<u64>().ok()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Tensors of a file: shape, and whatever has their values.
+type Tensors<T> = BTreeMap<String, (Vec<usize>, T)>;
+
+struct Save<T> {
+    part: PathBuf,
+    state: State,
+    files: [(&'static str, Tensors<T>); 2],
+}
+
+impl<T> Save<T> {
+    /// Writes it beside the others and renames it into its place, whole. Older ones than the last two go.
+    fn write(&self, values: impl Fn(&T) -> Result<Cow<[f32]>>) -> Result<()> {
+        let (writing, done) = (self.part.join(WRITING), self.part.join(directory(self.state.step)));
         if writing.exists() {
             fs::remove_dir_all(&writing).map_err(Error::io(&writing, "remove"))?;
         }
         fs::create_dir(&writing).map_err(Error::io(&writing, "create"))?;
-        write_trained(backend, &writing.join(TRAINED), params)?;
-        write_moments(backend, &writing.join(OPTIMIZER), params, moments)?;
-        let state = State { step, making: self.making.clone(), compute_path: backend.path() };
-        write_file(&writing.join(STATE), &serde_json::to_vec(&state).expect("plain JSON"))?;
+        for (file, tensors) in &self.files {
+            write_tensors(&writing.join(file), tensors, &values)?;
+        }
+        write_file(&writing.join(STATE), &serde_json::to_vec(&self.state).expect("plain JSON"))?;
         sync_dir(&writing)?;
         fs::rename(&writing, &done).map_err(Error::io(&done, "create"))?;
-        self.part.keep();
-        sync_dir(self.part.path())?;
-        let mut dirs = self.dirs()?;
+        sync_dir(&self.part)?;
+        let mut dirs = dirs(&self.part)?;
         while dirs.len() > KEPT {
             let old = dirs.remove(0);
             fs::remove_dir_all(&old).map_err(Error::io(&old, "remove"))?;
@@ -105,8 +181,7 @@ pub fn other_run(part: &Path) -> Error {
 }
 
 pub fn write_trained<B: Backend>(backend: &B, path: &Path, params: &Params<B>) -> Result<FileDigest> {
-    let named = params.specs.iter().zip(&params.values).map(|(s, v)| (s.name.clone(), s, v));
-    write_buffers(backend, path, named)
+    write_tensors(path, &of_params(params), |buffer| Ok(backend.download(buffer)?.into()))
 }
 
 pub fn write_moments<B: Backend>(
@@ -115,23 +190,37 @@ pub fn write_moments<B: Backend>(
     params: &Params<B>,
     moments: &Moments<B>,
 ) -> Result<FileDigest> {
-    let m = params.specs.iter().zip(&moments.m).map(|(s, v)| (format!("{}.m", s.name), s, v));
-    let v = params.specs.iter().zip(&moments.v).map(|(s, v)| (format!("{}.v", s.name), s, v));
-    write_buffers(backend, path, m.chain(v))
+    write_tensors(path, &of_moments(params, moments), |buffer| Ok(backend.download(buffer)?.into()))
 }
 
-fn write_buffers<'a, B: Backend + 'a>(
-    backend: &B,
+fn of_params<B: Backend>(params: &Params<B>) -> Tensors<&B::Buffer> {
+    let rows = params.specs.iter().zip(&params.values);
+    rows.map(|(spec, value)| (spec.name.clone(), (spec.shape.clone(), value))).collect()
+}
+
+fn of_moments<'a, B: Backend>(params: &Params<B>, moments: &'a Moments<B>) -> Tensors<&'a B::Buffer> {
+    let mut tensors = Tensors::new();
+    for (suffix, buffers) in [("m", &moments.m), ("v", &moments.v)] {
+        for (spec, buffer) in params.specs.iter().zip(buffers) {
+            tensors.insert(format!("{}.{suffix}", spec.name), (spec.shape.clone(), buffer));
+        }
+    }
+    tensors
+}
+
+fn copy<B: Backend>(backend: &B, tensors: Tensors<&B::Buffer>) -> Result<Tensors<Vec<f32>>> {
+    tensors.into_iter().map(|(name, (shape, buffer))| Ok((name, (shape, backend.download(buffer)?)))).collect()
+}
+
+fn write_tensors<T>(
     path: &Path,
-    buffers: impl Iterator<Item = (String, &'a ParamSpec, &'a B::Buffer)>,
+    tensors: &Tensors<T>,
+    values: impl Fn(&T) -> Result<Cow<[f32]>>,
 ) -> Result<FileDigest> {
-    let all: std::collections::BTreeMap<String, (&ParamSpec, &B::Buffer)> =
-        buffers.map(|(name, spec, buffer)| (name, (spec, buffer))).collect();
-    let specs = all.iter().map(|(name, (spec, _))| Spec::new(name, Dtype::F32, spec.shape.clone())).collect();
+    let specs = tensors.iter().map(|(name, (shape, _))| Spec::new(name, Dtype::F32, shape.clone())).collect();
     let mut writer = TensorWriter::create(OutputFile::create(path)?, specs, &[])?;
     for spec in writer.order().to_vec() {
-        let values = backend.download(all[&spec.name].1)?;
-        writer.put(&spec.name, bytemuck::cast_slice(&values))?;
+        writer.put(&spec.name, bytemuck::cast_slice(&values(&tensors[&spec.name].1)?))?;
     }
     writer.finish()
 }

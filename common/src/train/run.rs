@@ -52,9 +52,28 @@ pub struct Run<'a, B: Backend> {
     pub peak_memory: &'a dyn Fn() -> u64,
 }
 
+/// What a step reads: windows, by shard and where in it; and its micro-batches.
+#[derive(Default)]
+struct Tokens {
+    places: Vec<(usize, usize)>,
+    batches: Vec<Batch>,
+}
+
 impl<B: Backend> Run<'_, B> {
     /// Trains from step `from` (steps done) to `until`.
     pub fn train(
+        &mut self,
+        model: &mut Model<B>,
+        moments: &mut Moments<B>,
+        from: u64,
+        metrics: &mut MetricsFile,
+    ) -> Result<()> {
+        let trained = self.steps(model, moments, from, metrics);
+        // However it ended: a save that could not be written failed before, and nobody may be told that it is there.
+        self.saves.wait().and(trained)
+    }
+
+    fn steps(
         &mut self,
         model: &mut Model<B>,
         moments: &mut Moments<B>,
@@ -69,9 +88,13 @@ impl<B: Backend> Run<'_, B> {
         // A teacher that runs along reads the windows that it would have answered before: the two can be compared.
         let answered = |a: &Answered| self.recipe.objective.taught() && a.seq == self.recipe.seq;
         let windows = self.shards.windows(self.recipe.seq, self.shards.answers.as_ref().is_some_and(answered))?;
+        let vocab = model.config.vocab;
+        let mut read = self.read(from, &windows, vocab);
         for t in from..self.until {
             let begun = Instant::now();
-            let terms = self.gradients(model, t, &windows, &mut acts, &mut grads)?;
+            let terms = self.gradients(model, t, &read?, &mut acts, &mut grads)?;
+            // The tokens of the next step, while a GPU is still at the gradients of this one.
+            read = if t + 1 < self.until { self.read(t + 1, &windows, vocab) } else { Ok(Tokens::default()) };
             let (ce, kl) = self.recipe.objective.weights(self.recipe.seq);
             let loss = ce * terms.ce + kl * terms.kl;
             let norm = self.check_finite(model, t, loss, &grads)?;
@@ -91,6 +114,7 @@ impl<B: Backend> Run<'_, B> {
             };
             metrics.append(&m)?;
             (self.each)(&m);
+            self.saves.check()?;
             let done = t + 1;
             let stop = if done < self.until { (self.stop)() } else { None };
             let save = stop.is_some() || (self.save_every > 0 && done.is_multiple_of(self.save_every));
@@ -107,12 +131,24 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
-    /// Gradients of step `t` over all its micro-batches; returns the means of both terms over tokens.
+    fn read(&self, t: u64, windows: &Windows, vocab: usize) -> Result<Tokens> {
+        let r = self.recipe;
+        let places: Vec<(usize, usize)> = (0..r.batch * r.accum).map(|i| windows.sample(r.seed, t, i as u64)).collect();
+        let read = |places: &[(usize, usize)]| {
+            let samples = places.iter().map(|(shard, at)| self.shards.read(*shard, *at, r.seq, vocab));
+            let samples = samples.collect::<Result<Vec<_>>>()?;
+            Ok(Batch::next_token(samples.iter().map(|s| s.as_slice())))
+        };
+        let batches = places.chunks(r.batch).map(read).collect::<Result<_>>()?;
+        Ok(Tokens { places, batches })
+    }
+
+    /// Gradients of a step over all its micro-batches; returns the means of both terms over tokens.
     fn gradients(
         &mut self,
         model: &mut Model<B>,
         t: u64,
-        windows: &Windows,
+        tokens: &Tokens,
         acts: &mut Pass<B>,
         grads: &mut [B::Buffer],
     ) -> Result<Terms> {
@@ -120,23 +156,15 @@ impl<B: Backend> Run<'_, B> {
         for g in grads.iter_mut() {
             b.fill_zero(g);
         }
-        let places: Vec<(usize, usize)> = (0..r.batch * r.accum).map(|i| windows.sample(r.seed, t, i as u64)).collect();
-        let micro_batches: Vec<&[(usize, usize)]> = places.chunks(r.batch).collect();
-        let read = |places: &[(usize, usize)]| {
-            let samples = places.iter().map(|(shard, at)| self.shards.read(*shard, *at, r.seq, model.config.vocab));
-            let samples = samples.collect::<Result<Vec<_>>>()?;
-            Ok(Batch::next_token(samples.iter().map(|s| s.as_slice())))
-        };
-        let batches = micro_batches.iter().map(|places| read(places)).collect::<Result<Vec<_>>>()?;
         if let Taught::By(teacher) = &mut self.taught {
-            teacher.read(b, &batches)?;
+            teacher.read(b, &tokens.batches)?;
         }
         let predictions = r.batch * r.accum * (r.seq - 1);
         let scale = 1.0 / predictions as f32;
         let (ce, kl) = r.objective.weights(r.seq);
         let (ce, kl) = (ce as f32, kl as f32);
         let mut sum = Terms::default();
-        for (i, (batch, places)) in batches.iter().zip(micro_batches).enumerate() {
+        for (i, (batch, places)) in tokens.batches.iter().zip(tokens.places.chunks(r.batch)).enumerate() {
             model.dropout = Some(dropout::Pass { p: self.dropout, seed: r.seed, step: t, micro_batch: i as u64 });
             let terms = match &mut self.taught {
                 Taught::Not => {

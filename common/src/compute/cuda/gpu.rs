@@ -197,7 +197,9 @@ pub fn reason(error: DriverError) -> String {
 
 pub fn cure(error: DriverError) -> &'static str {
     match error.0 {
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY => "end other programs on the GPU, or lower --batch or --seq",
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            "end other programs on the GPU, lower --batch or --seq, or use --device cpu"
+        }
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS | CUresult::CUDA_ERROR_LAUNCH_FAILED => {
             "run the same command again; if it happens again, report it with the output of make gpu-check"
         }

@@ -242,7 +242,8 @@ fn no_room(gpu: &Gpu, bytes: u64, error: DriverError) -> Error {
     match error.0 {
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::device(
             format!("{what} do not fit into its memory"),
-            "end other programs on it, or take fewer tokens at a time (--batch and --seq of qat-step, --ctx of eval)",
+            "end other programs on it, take fewer tokens at a time (--batch and --seq of qat-step, --ctx of eval), or use \
+             --device cpu",
         ),
         _ => gpu.error("memory", error),
     }

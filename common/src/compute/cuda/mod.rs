@@ -7,6 +7,7 @@ mod adapter;
 mod attention;
 mod cublaslt;
 mod device;
+mod fit;
 mod frozen;
 mod gpu;
 mod head;
@@ -23,5 +24,6 @@ mod state;
 mod tests;
 mod weight;
 
+pub use fit::Fitting;
 pub use open::present;
 pub use state::Cuda;

@@ -3,6 +3,7 @@
 
 mod adapter;
 mod attention;
+mod fit;
 mod head;
 mod linear;
 mod ops;

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use crate::compute::cuda::launch::Source;
-use crate::compute::cuda::{attention, head, kernels, optimizer, product, weight};
+use crate::compute::cuda::{attention, fit, head, kernels, optimizer, product, weight};
 
 type Kernels = &'static [(&'static str, &'static [usize])];
 
-const SOURCES: [(Source, Kernels); 8] = [
+const SOURCES: [(Source, Kernels); 9] = [
     (attention::Kernels::SOURCE, attention::Kernels::KERNELS),
+    (fit::Kernels::SOURCE, fit::Kernels::KERNELS),
     (head::Kernels::SOURCE, head::Kernels::KERNELS),
     (kernels::Elementwise::SOURCE, kernels::Elementwise::KERNELS),
     (kernels::Norm::SOURCE, kernels::Norm::KERNELS),
@@ -42,5 +43,15 @@ fn ptx_is_for_old_drivers() {
     for (source, _) in SOURCES {
         assert!(source.ptx.contains(".version 8.0\n"), "{}", source.file);
         assert!(source.ptx.contains(".target sm_80\n"), "{}", source.file);
+    }
+}
+
+/// Whatever is added up is added in an order that does not depend on who comes first.
+#[test]
+fn nothing_is_added_atomically() {
+    for (source, _) in SOURCES {
+        let mut words = source.ptx.split_whitespace();
+        let atomic = words.find(|word| word.starts_with("atom.") || word.starts_with("red."));
+        assert_eq!(atomic, None, "{}", source.file);
     }
 }
