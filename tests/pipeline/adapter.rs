@@ -22,7 +22,8 @@ fn perplexity(dir: &Dir, artefact: &str) -> f64 {
 }
 
 fn divergence(dir: &Dir, artefact: &str) -> f64 {
-    let report = json(&dir.run(&format!("eval {artefact} --ppl text.txt --ctx 64 --reference model --compute f32 --json")).ok());
+    let report =
+        json(&dir.run(&format!("eval {artefact} --ppl text.txt --ctx 64 --reference model --compute f32 --json")).ok());
     report["artefacts"][0]["ppl"]["text.txt"]["kl"].as_f64().unwrap()
 }
 
