@@ -4,3 +4,4 @@ pub mod answers;
 pub mod backend;
 pub mod cpu;
 pub mod cuda;
+pub mod selection;
