@@ -99,6 +99,7 @@ impl Resolved {
                 "give --teacher MODEL, or make the shards with shard --teacher MODEL --top-k K",
             ));
         };
+        shards.check_answers()?;
         check_vocab(&shards.stage.dir, answers.layout.vocab, &self.wrapped)?;
         if answers.seq != self.recipe.seq {
             return Err(Error::usage(

@@ -126,7 +126,8 @@ fn wanted(args: &Args, texts: &[Text], tokenizer: &Tokenizer, teacher: Option<&T
     let Some(teacher) = teacher else { return Ok(Record::new(Kind::Shards, None, arguments, inputs).in_format(1)) };
     inputs.push(teacher.input(&args.output)?);
     teacher.add_arguments(&mut arguments);
-    Ok(Record::new(Kind::Shards, None, arguments, inputs))
+    let record = Record::new(Kind::Shards, None, arguments, inputs);
+    Ok(if teacher.tells_all() { record.in_format(2) } else { record })
 }
 
 /// Documents are tokenized in parallel, batch by batch; their order is that of the text.

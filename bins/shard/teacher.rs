@@ -26,12 +26,15 @@ pub struct TeacherFlags {
     /// Also write what this model says of every position, for qat-step --loss kl: any model that eval takes
     #[arg(long, value_name = "MODEL")]
     teacher: Option<PathBuf>,
-    /// Log-probabilities that are kept of a position, and the mass of the rest; or all [default: 64]
+    /// Log-probabilities of a position: the largest, and draws from the others that stand for them; or all [default: 64]
     #[arg(long, value_name = "K|all", requires = "teacher")]
     top_k: Option<TopK>,
     /// Tokens of the windows that the teacher reads, which are those of qat-step --seq [default: 512]
     #[arg(long, value_name = "N", requires = "teacher")]
     seq: Option<usize>,
+    /// Of the draws [default: 0]
+    #[arg(long, value_name = "N", requires = "teacher")]
+    seed: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +60,7 @@ pub struct TeacherModel {
     model: Artefact,
     layout: Layout,
     seq: usize,
+    seed: u64,
 }
 
 impl TeacherFlags {
@@ -84,7 +88,8 @@ impl TeacherFlags {
         if !(2..=1 << 24).contains(&seq) {
             return Err(Error::usage(format!("--seq {seq}"), "give what qat-step is to have, 2 tokens or more"));
         }
-        Ok(Some(TeacherModel { path: path.clone(), model, layout: Layout { vocab, top }, seq }))
+        let (path, seed) = (path.clone(), self.seed.unwrap_or(0));
+        Ok(Some(TeacherModel { path, model, layout: Layout { vocab, top }, seq, seed }))
     }
 }
 
@@ -100,6 +105,14 @@ impl TeacherModel {
     pub fn add_arguments(&self, arguments: &mut Value) {
         arguments["top_k"] = self.layout.top.into();
         arguments["seq"] = self.seq.into();
+        if !self.tells_all() {
+            arguments["seed"] = self.seed.into();
+        }
+    }
+
+    /// Nothing is drawn.
+    pub fn tells_all(&self) -> bool {
+        self.layout.whole()
     }
 
     /// Writes a file of answers beside each of tokens.
@@ -112,20 +125,21 @@ impl TeacherModel {
     }
 
     fn answer_on<B: Backend>(&self, backend: &B, common: &Common, part: &PartDir, record: &mut Record) -> Result<()> {
-        let mut answering = Answering::new(backend, &self.model, self.layout, self.seq)?;
+        let mut answering = Answering::new(backend, &self.model, self.layout, self.seq, self.seed)?;
         let names: Vec<String> = record.files.keys().cloned().collect();
         let tokens = names.iter().map(|name| Ok(shards::read_tokens(&part.join(name))?.0));
         let tokens = tokens.collect::<Result<Vec<_>>>()?;
         let bar =
             progress::count(common, "teacher", tokens.iter().map(|t| (t.len() / self.seq * self.seq) as u64).sum());
-        let mut bytes = 0;
+        let (mut bytes, mut first) = (0, 0);
         for (name, tokens) in names.iter().zip(&tokens) {
             let file = answers::file_name(name);
             let windows = (tokens.len() / self.seq, self.seq);
             let digest = answers::write(&part.join(&file), self.layout, windows, |put| {
-                answering.answer(tokens, &self.path, put, |done| bar.inc(done))
+                answering.answer(tokens, first, &self.path, put, |done| bar.inc(done))
             })?;
             bytes += digest.bytes;
+            first += tokens.len() as u64;
             record.files.insert(file, digest);
         }
         bar.finish_and_clear();

@@ -49,23 +49,45 @@ def weighted(name, divergence):
     keep("ce", ce)
 
 
-def bucketed(k):
-    """The k largest, and all others as one: log-probabilities in f16, then made to sum up to 1."""
-    top = log_p.topk(k)
-    rest = log_p.scatter(1, top.indices, -torch.inf).logsumexp(-1, keepdim=True)
-    kept = f16(torch.cat((top.values, rest), 1)).log_softmax(-1)
+def threshold(p, k):
+    """The weight c of a draw: the sum of min(p / c, 1) is k. By bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(200):
+        c = (low + high) / 2
+        low, high = (c, high) if (p / c).clamp(max=1).sum() > k else (low, c)
+    return c
 
-    def divergence(own):
-        others = own.scatter(1, top.indices, -torch.inf).logsumexp(-1, keepdim=True)
-        own = torch.cat((own.gather(1, top.indices), others), 1)
-        return F.kl_div(own, kept, log_target=True, reduction="none").sum(-1)
 
-    return divergence
+def drawn(k):
+    """k ids of a row: those of at least the threshold, and the others at even distances of their cumulated probability."""
+    weights, kept = torch.zeros_like(log_p), torch.zeros_like(log_p)
+    for row, (a, start) in enumerate(zip(log_p, draws)):
+        p = a.exp()
+        large = p >= threshold(p, k)
+        n = int(k - large.sum())
+        others = p.masked_fill(large, 0)
+        cumulated = others.cumsum(0)
+        points = (torch.arange(n) + start) / n * cumulated[-1]
+        found = torch.searchsorted(cumulated, points, right=True)
+        assert len(set(found.tolist())) == n and not large[found].any()
+        mass = f16(others.sum().log()).exp()
+        stored = f16(a)
+        total = stored[large].exp().sum() + mass
+        weights[row, large] = stored[large].exp() / total
+        weights[row, found] = mass / n / total
+        kept[row] = stored - total.log()
+        counts_of_draws.append(n)
+
+    return lambda own: (weights * (kept - own)).sum(-1)
 
 
 weighted("whole", lambda own: F.kl_div(own, log_p, log_target=True, reduction="none").sum(-1))
+draws = torch.randint(0, 1024, (ROWS,)).double() / 1024
+counts_of_draws = []
 for k in (1, 5, 30):
-    weighted(f"top_{k}", bucketed(k))
+    weighted(f"top_{k}", drawn(k))
+print("draws of each row:", counts_of_draws)
+keep("draws", draws)
 keep("weights", torch.tensor([CE, KL, SCALE]))
 keep("targets", targets)
 keep("logits", logits)

@@ -290,6 +290,18 @@ fn teachers_that_do_not_fit() {
             says: &["answers-00000.safetensors: no top_k", "expected a number", "; run shard again"],
         },
         Fault {
+            name: "answers of an older format",
+            spoil: |d| {
+                answer(d);
+                let path = d.join("answered/stage.json");
+                let text = fs::read_to_string(&path).unwrap();
+                fs::write(path, text.replace("\"format_version\": 3", "\"format_version\": 2")).unwrap();
+            },
+            line: TRAIN,
+            status: 1,
+            says: &["answered: a teacher's answers in format 2", "expected format 3", "; run shard again with --force"],
+        },
+        Fault {
             name: "answers of another number",
             spoil: |d| answer_with(d, "\"top_k\":\"8\"", "\"top_k\":\"9\""),
             line: TRAIN,

@@ -1,14 +1,16 @@
-//! A teacher's answers as they are stored: of each position the largest log-probabilities and the mass of the rest.
+//! A teacher's answers as they are stored: of each position K log-probabilities ([`super::selection`]).
 //!
-//! A record is a row of little-endian 16-bit words: the K largest log-probabilities in f16, largest first; the logarithm
-//! of what the rest sums up to, in f16; the K ids, their low halves and, where the vocabulary has more than 2^16, their
-//! high halves. If K is the whole vocabulary, the log-probabilities in the order of the ids are all of it.
+//! A record is a row of little-endian 16-bit words: K log-probabilities in f16, those that are kept, largest first, then
+//! those that are drawn, their sign turned, so that a positive one is a drawn one; the logarithm of the mass that the drawn
+//! ones stand for, in f16; the K ids, their low halves and, where the vocabulary has more than 2^16, their high halves. If
+//! K is the whole vocabulary, the log-probabilities in the order of the ids are all of it.
 
 use half::f16;
 use rayon::prelude::*;
 
 use super::cpu::reduce::max;
-use super::cpu::simd::{exp, exp_and_sum, simd};
+use super::cpu::simd::{exp_and_sum, simd};
+use super::selection::select;
 use crate::format::tensor::{Dtype, decode_f32};
 
 /// What a record holds.
@@ -26,12 +28,13 @@ pub struct Answers<'a> {
     pub rows: Vec<&'a [u8]>,
 }
 
-/// A record of less than the whole vocabulary, as probabilities that sum up to 1.
+/// A record of less than the whole vocabulary: Σ p·f over the vocabulary is on average Σ weight·f over these ids.
 #[derive(Debug, Default, PartialEq)]
 pub struct Answer {
     pub ids: Vec<u32>,
-    pub p: Vec<f32>,
-    pub rest: f32,
+    /// Of a kept id its probability, of a drawn one its part of the mass of all that are not kept.
+    pub weights: Vec<f32>,
+    pub log_p: Vec<f32>,
 }
 
 impl Layout {
@@ -58,33 +61,36 @@ impl Layout {
         self.vocab > 1 << 16
     }
 
-    /// Records of rows of logits [_, vocab].
-    pub fn write(&self, logits: &[f32], records: &mut [u8]) {
+    /// Records of rows of logits [_, vocab]; `at` says for each row where its draws begin.
+    pub fn write(&self, logits: &[f32], at: &[f64], records: &mut [u8]) {
         let rows = logits.par_chunks_exact(self.vocab).zip(records.par_chunks_exact_mut(self.bytes()));
-        rows.for_each(|(logits, record)| {
+        rows.zip(at).for_each(|((logits, record), at)| {
             simd(
                 #[inline(always)]
-                || self.write_row(logits, record),
+                || self.write_row(logits, *at, record),
             );
         });
     }
 
     #[inline(always)]
-    fn write_row(&self, logits: &[f32], record: &mut [u8]) {
-        let ids = if self.whole() { Vec::new() } else { largest(logits, self.top) };
-        let (rest, lse) = rest_and_all(logits, &ids);
+    fn write_row(&self, logits: &[f32], at: f64, record: &mut [u8]) {
         let mut words = record.as_chunks_mut::<2>().0.iter_mut();
         let mut put = |word: u16| *words.next().expect("as many as the layout has") = word.to_le_bytes();
-        let log_p = |logit: f32| f16::from_f64(f64::from(logit) - lse).to_bits();
         if self.whole() {
-            logits.iter().for_each(|logit| put(log_p(*logit)));
+            let most = max(logits);
+            let lse = exp_and_sum(&mut logits.to_vec(), most).ln() + f64::from(most);
+            logits.iter().for_each(|logit| put(f16::from_f64(f64::from(*logit) - lse).to_bits()));
             return;
         }
-        ids.iter().for_each(|id| put(log_p(logits[*id as usize])));
-        put(f16::from_f64(rest).to_bits());
-        ids.iter().for_each(|id| put(*id as u16));
+        let chosen = select(logits, self.top, at);
+        for (i, id) in chosen.ids.iter().enumerate() {
+            let log_p = f64::from(logits[*id as usize]) - chosen.lse;
+            put(f16::from_f64(if i < chosen.kept { log_p } else { -log_p }).to_bits());
+        }
+        put(f16::from_f64(chosen.ln_mass).to_bits());
+        chosen.ids.iter().for_each(|id| put(*id as u16));
         if self.wide() {
-            ids.iter().for_each(|id| put((*id >> 16) as u16));
+            chosen.ids.iter().for_each(|id| put((*id >> 16) as u16));
         }
     }
 
@@ -93,68 +99,30 @@ impl Layout {
         decode_f32(record, Dtype::F16, log_p);
     }
 
-    /// A record of the largest. An id beyond the vocabulary, which no teacher gives, counts to the rest.
+    /// Any other record; its weights sum up to 1. An id beyond the vocabulary, which no teacher gives, is left out.
     pub fn read(&self, record: &[u8], answer: &mut Answer) {
         let word = |at: usize| u16::from_le_bytes([record[2 * at], record[2 * at + 1]]);
-        let p = |at: usize| f16::from_bits(word(at)).to_f64().exp();
+        let value = |at: usize| f16::from_bits(word(at)).to_f64();
         let high = |i: usize| if self.wide() { u32::from(word(2 * self.top + 1 + i)) << 16 } else { 0 };
-        let all: f64 = (0..=self.top).map(p).sum();
+        let (mut all, mut drawn) = (0.0, 0);
+        for a in (0..self.top).map(value) {
+            if a > 0.0 { drawn += 1 } else { all += a.exp() }
+        }
+        let mass = if drawn > 0 { value(self.top).exp() } else { 0.0 };
+        all += mass;
         answer.ids.clear();
-        answer.p.clear();
-        answer.rest = (p(self.top) / all) as f32;
+        answer.weights.clear();
+        answer.log_p.clear();
         for i in 0..self.top {
-            let (id, p) = (u32::from(word(self.top + 1 + i)) | high(i), (p(i) / all) as f32);
+            let (id, a) = (u32::from(word(self.top + 1 + i)) | high(i), value(i));
             if (id as usize) < self.vocab {
+                let weight = if a > 0.0 { mass / f64::from(drawn) } else { a.exp() };
                 answer.ids.push(id);
-                answer.p.push(p);
-            } else {
-                answer.rest += p;
+                answer.weights.push((weight / all) as f32);
+                answer.log_p.push((-a.abs() - all.ln()) as f32);
             }
         }
     }
-}
-
-/// Ids of the `k` largest, the largest first, of equal ones the first.
-#[inline(always)]
-fn largest(logits: &[f32], k: usize) -> Vec<u32> {
-    let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    let mut found: Vec<u32> = Vec::with_capacity(2 * k + PART);
-    let mut least = f32::NEG_INFINITY;
-    for (part, values) in logits.chunks(PART).enumerate() {
-        // Most parts have none, which is seen of all their values at once.
-        if !values.iter().fold(false, |any, x| any | (*x > least)) && found.len() >= k {
-            continue;
-        }
-        let first = (part * PART) as u32;
-        let larger = values.iter().enumerate().filter(|(_, x)| **x > least || least == f32::NEG_INFINITY);
-        found.extend(larger.map(|(i, _)| first + i as u32));
-        if found.len() >= 2 * k {
-            found.select_nth_unstable_by(k - 1, order);
-            found.truncate(k);
-            least = logits[found[k - 1] as usize];
-        }
-    }
-    found.sort_unstable_by(order);
-    found.truncate(k);
-    found
-}
-
-/// Values that are compared at once.
-const PART: usize = 64;
-
-/// ln Σ p of what is not among `ids`, and ln Σ e^logit of all.
-#[inline(always)]
-fn rest_and_all(logits: &[f32], ids: &[u32]) -> (f64, f64) {
-    let largest = max(logits);
-    let mut rest = logits.to_vec();
-    let mut top = 0.0;
-    for id in ids {
-        top += f64::from(exp(rest[*id as usize] - largest));
-        rest[*id as usize] = f32::NEG_INFINITY;
-    }
-    let rest = exp_and_sum(&mut rest, largest);
-    let all = (rest + top).ln();
-    (rest.ln() - all, all + f64::from(largest))
 }
 
 #[cfg(test)]
@@ -168,44 +136,48 @@ mod tests {
 
     fn record(layout: Layout, logits: &[f32]) -> Vec<u8> {
         let mut record = vec![0; layout.bytes()];
-        layout.write(logits, &mut record);
+        layout.write(logits, &[0.25], &mut record);
         record
     }
 
-    /// Against a sort of all of them in f64.
+    /// What is read is what was chosen, rounded to f16.
     #[test]
-    fn the_largest_and_the_rest() {
-        for (v, top) in [(7, 3), (300, 64), (300, 299), (70_000, 5), (70_000, 1000)] {
+    fn kept_and_drawn() {
+        let (mut kept, mut drawn) = (false, false);
+        for (v, top) in [(7, 3), (300, 64), (300, 299), (65_536, 200), (70_000, 5), (70_000, 1000)] {
             let logits = logits(v);
             let layout = Layout { vocab: v, top };
             assert_eq!(layout.words(), if v > 65536 { 3 * top + 1 } else { 2 * top + 1 });
             let mut answer = Answer::default();
             layout.read(&record(layout, &logits), &mut answer);
-            let mut order: Vec<usize> = (0..v).collect();
-            order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
-            let e = |id: &usize| f64::from(logits[*id]).exp();
-            let all: f64 = order.iter().map(e).sum();
-            assert!(answer.ids.iter().map(|id| *id as usize).eq(order[..top].iter().copied()), "{v} {top}");
-            for (p, id) in answer.p.iter().zip(&order) {
-                assert!((f64::from(*p) / (e(id) / all) - 1.0).abs() < 0.01, "{v} {top}: {p}");
+            let chosen = select(&logits, top, 0.25);
+            assert_eq!(answer.ids, chosen.ids, "{v} {top}");
+            drawn |= chosen.kept < top;
+            kept |= chosen.kept > 0;
+            let all: f64 = logits.iter().map(|z| f64::from(*z).exp()).sum();
+            let p = |id: u32| f64::from(logits[id as usize]).exp() / all;
+            let others = 1.0 - chosen.ids[..chosen.kept].iter().map(|id| p(*id)).sum::<f64>();
+            for (i, id) in chosen.ids.iter().enumerate() {
+                let weight = if i < chosen.kept { p(*id) } else { others / (top - chosen.kept) as f64 };
+                assert!((f64::from(answer.weights[i]) / weight - 1.0).abs() < 0.01, "{v} {top}: {i}");
+                assert!((f64::from(answer.log_p[i]) - p(*id).ln()).abs() < 0.01, "{v} {top}: {i}");
             }
-            let rest: f64 = order[top..].iter().map(e).sum::<f64>() / all;
-            assert!((f64::from(answer.rest) / rest - 1.0).abs() < 0.01, "{v} {top}: {} {rest}", answer.rest);
-            let sum: f32 = answer.p.iter().sum::<f32>() + answer.rest;
-            assert!((sum - 1.0).abs() < 1e-5);
+            assert!((answer.weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
         }
+        assert!(kept && drawn);
     }
 
+    /// One that is all but sure: a log-probability of 0 is a kept one.
     #[test]
-    fn of_equal_ones_the_first() {
-        let layout = Layout { vocab: 400, top: 3 };
-        let mut answer = Answer::default();
-        let mut logits = vec![1.0; 400];
-        layout.read(&record(layout, &logits), &mut answer);
-        assert_eq!(answer.ids, [0, 1, 2]);
-        logits[350] = 2.0;
-        layout.read(&record(layout, &logits), &mut answer);
-        assert_eq!(answer.ids, [350, 0, 1]);
+    fn all_on_one() {
+        for (v, top) in [(300, 1), (300, 4)] {
+            let mut logits = vec![0.0; v];
+            logits[7] = 80.0;
+            let mut answer = Answer::default();
+            Layout { vocab: v, top }.read(&record(Layout { vocab: v, top }, &logits), &mut answer);
+            assert_eq!((answer.ids[0], answer.weights[0]), (7, 1.0));
+            assert!(answer.weights[1..].iter().all(|w| *w < 1e-6) && answer.log_p[0].abs() < 1e-6);
+        }
     }
 
     #[test]
@@ -228,10 +200,11 @@ mod tests {
     fn ids_beyond_the_vocabulary_are_passed_over() {
         let layout = Layout { vocab: 300, top: 2 };
         let mut bytes = record(layout, &logits(300));
+        let mut whole = Answer::default();
+        layout.read(&bytes, &mut whole);
         bytes[6..8].copy_from_slice(&300u16.to_le_bytes());
         let mut answer = Answer::default();
         layout.read(&bytes, &mut answer);
-        assert_eq!(answer.ids.len(), 1);
-        assert!((answer.p[0] + answer.rest - 1.0).abs() < 1e-5);
+        assert_eq!((&answer.ids[..], &answer.weights[..]), (&whole.ids[1..], &whole.weights[1..]));
     }
 }

@@ -405,8 +405,8 @@ pub trait Backend: Sync {
 
     /// The loss over the softmax of x·Wᵀ, in chunks of rows: the terms of each row, and, if wanted,
     /// dhidden = grad_scale · d(Σ ce·CE + kl·KL)/d(hidden), 0 in rows without a target. With log-probabilities a of the
-    /// teacher, z of the model: KL = Σ e^a (a − z), d/dlogit = e^z − e^a; with K stored ones and the mass m of the rest,
-    /// KL = Σ_K e^a (a − z) + m ln(m / q), q = 1 − Σ_K e^z, and of the rest d/dlogit = e^z (1 − m/q).
+    /// teacher, z of the model: KL = Σ e^a (a − z), d/dlogit = e^z − e^a; with K stored ones of weights w, which are e^a on
+    /// average, KL = Σ_K w (a − z), d/dlogit = e^z − w.
     fn head_loss(
         &self,
         head: Head<Self>,

@@ -5,3 +5,4 @@ pub mod backend;
 pub mod cpu;
 pub mod cuda;
 pub mod dropout;
+pub mod selection;

@@ -23,19 +23,21 @@ pub struct Answering<'a, B: Backend> {
     teacher: Teacher<B>,
     layout: Layout,
     seq: usize,
+    seed: u64,
 }
 
 impl<'a, B: Backend> Answering<'a, B> {
-    pub fn new(backend: &'a B, source: &dyn Source, layout: Layout, seq: usize) -> Result<Answering<'a, B>> {
+    pub fn new(backend: &'a B, source: &dyn Source, layout: Layout, seq: usize, seed: u64) -> Result<Answering<'a, B>> {
         let rows = windows_of_a_pass(seq) * seq;
-        Ok(Answering { backend, teacher: Teacher::load(backend, source, seq, rows, PASSES)?, layout, seq })
+        Ok(Answering { backend, teacher: Teacher::load(backend, source, seq, rows, PASSES)?, layout, seq, seed })
     }
 
-    /// Records of all whole windows, handed to `put` in order; `name` is what messages name, `each` is told the tokens
-    /// that are done.
+    /// Records of all whole windows, handed to `put` in order; `first` is the place of the first token in the whole text,
+    /// `name` is what messages name, `each` is told the tokens that are done.
     pub fn answer(
         &mut self,
         tokens: &Tensor,
+        first: u64,
         name: &Path,
         put: &mut dyn FnMut(&[u8]) -> Result<()>,
         mut each: impl FnMut(u64),
@@ -50,17 +52,19 @@ impl<'a, B: Backend> Answering<'a, B> {
             };
             let batches = windows.chunks(at_once).map(batch).collect::<Result<Vec<_>>>()?;
             self.teacher.read(self.backend, &batches)?;
+            let mut place = first + windows[0] as u64;
             for (i, batch) in batches.iter().enumerate() {
                 self.teacher.finish(self.backend, i, batch.rows());
-                self.put_rows(batch.rows(), put)?;
+                self.put_rows(batch.rows(), place, put)?;
+                place += batch.rows() as u64;
                 each(batch.rows() as u64);
             }
         }
         Ok(())
     }
 
-    /// The rows of the pass that was finished last.
-    fn put_rows(&self, rows: usize, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// The rows of the pass that was finished last, from a place of the text on.
+    fn put_rows(&self, rows: usize, place: u64, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let vocab = self.layout.vocab;
         let step = (LOGITS / (4 * vocab)).clamp(1, rows);
         let (mut logits, mut records) = (vec![0.0; step * vocab], vec![0; step * self.layout.bytes()]);
@@ -69,10 +73,19 @@ impl<'a, B: Backend> Answering<'a, B> {
             let n = step.min(rows - from);
             let (logits, records) = (&mut logits[..n * vocab], &mut records[..n * self.layout.bytes()]);
             self.backend.head_logits(self.teacher.head(&weight), from..from + n, logits)?;
-            self.layout.write(logits, records);
+            let at: Vec<f64> = (0..n).map(|i| self.draws_at(place + (from + i) as u64)).collect();
+            self.layout.write(logits, &at, records);
             put(records)?;
         }
         Ok(())
+    }
+
+    /// Where the draws of a place of the text begin: it depends on nothing that is said there.
+    fn draws_at(&self, place: u64) -> f64 {
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"lrqat answer").update(&self.seed.to_le_bytes()).update(&place.to_le_bytes());
+        let random = u32::from_le_bytes(hash.finalize().as_bytes()[..4].try_into().expect("four bytes"));
+        f64::from(random) / 2f64.powi(32)
     }
 }
 

@@ -24,12 +24,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Raised when the files of the stage change: shards of format 2 carry a teacher's answers, checkpoints of format 2 have
-    /// another loss than cross entropy, wrapped models of format 2 have their factors beside fixed integers, and folded ones
-    /// keep them.
+    /// Raised when the files of the stage change: shards of format 2 carry all of a teacher's answers, of format 3 a
+    /// selection of them; checkpoints of format 2 have another loss than cross entropy; wrapped models of format 2 have their
+    /// factors beside fixed integers, and folded ones keep them.
     pub const fn format_version(self) -> u32 {
         match self {
-            Kind::Shards | Kind::Checkpoint | Kind::Wrapped | Kind::Folded => 2,
+            Kind::Shards => 3,
+            Kind::Checkpoint | Kind::Wrapped | Kind::Folded => 2,
             Kind::Scales => 1,
         }
     }

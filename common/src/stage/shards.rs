@@ -133,6 +133,20 @@ impl Shards {
         ))
     }
 
+    /// Refuses answers of format 2 that are not whole: those were the largest, and the mass of the rest.
+    pub fn check_answers(&self) -> Result<()> {
+        let format = self.stage.record.format_version;
+        if format >= 3 || self.answers.as_ref().is_none_or(|answers| answers.layout.whole()) {
+            return Ok(());
+        }
+        Err(Error::input(
+            &self.stage.dir,
+            format!("a teacher's answers in format {format}"),
+            "format 3, which has draws from those that are not among the largest",
+            "run shard again with --force",
+        ))
+    }
+
     pub fn total(&self) -> u64 {
         self.tokens.iter().map(|t| t.len() as u64).sum()
     }

@@ -1,6 +1,6 @@
 //! Training by a teacher: ce·CE(target) + kl·KL(teacher ‖ model) of logits [rows, v], with its gradient. The teacher's
-//! distribution is given by its own logits, or by its K largest probabilities and the mass of the rest. Softmaxes are
-//! summed in f64 as in [`super::loss`].
+//! distribution is given by its own logits, or by K weighted ids that stand for it ([`crate::compute::selection`]). Softmaxes
+//! are summed in f64 as in [`super::loss`].
 
 use rayon::prelude::*;
 
@@ -54,8 +54,9 @@ pub fn against_logits<E: Element>(
     );
 }
 
-/// The same against stored answers of the K largest, a record a row.
-pub fn against_largest<E: Element>(
+/// The same against stored answers, a record a row: of K weighted ids the divergence is Σ weight·(ln p_teacher − ln p), and
+/// its gradient p − weight.
+pub fn against_stored<E: Element>(
     logits: &mut [f32],
     (layout, records): (Layout, &[&[u8]]),
     stride: usize,
@@ -77,7 +78,7 @@ pub fn against_largest<E: Element>(
                     let rows = logits.chunks_exact_mut(stride).zip(records);
                     for (((row, record), target), loss) in rows.zip(targets).zip(losses) {
                         layout.read(record, answer);
-                        *loss = row_against_largest::<E>(&mut row[..v], answer, *target, by);
+                        *loss = row_against_stored::<E>(&mut row[..v], answer, *target, by);
                     }
                 },
             )
@@ -119,38 +120,29 @@ fn row_against_logits<E: Element>(logits: &mut [f32], teacher: &mut [f32], targe
 }
 
 #[inline(always)]
-fn row_against_largest<E: Element>(logits: &mut [f32], answer: &Answer, target: u32, by: Weights) -> RowLoss {
+fn row_against_stored<E: Element>(logits: &mut [f32], answer: &Answer, target: u32, by: Weights) -> RowLoss {
     if target == NO_TARGET {
         logits.fill(0.0);
         return RowLoss::default();
     }
     let target = target as usize;
     let (logit, most) = (logits[target], max(logits));
-    // The largest are taken out: what is left sums up to the rest, however little that is.
     let less: Vec<f32> = answer.ids.iter().map(|id| logits[*id as usize] - most).collect();
-    for id in &answer.ids {
-        logits[*id as usize] = f32::NEG_INFINITY;
-    }
-    let rest = exp_and_sum(logits, most).max(LEAST);
-    let all = rest + less.iter().map(|z| f64::from(exp(*z))).sum::<f64>();
-    let (ln_all, mass) = (all.ln(), f64::from(answer.rest));
-    let mut kl = if mass > 0.0 { mass * (mass.ln() - (rest.ln() - ln_all)) } else { 0.0 };
-    let own = by.own(all);
-    let of_rest = (f64::from(own) - f64::from(by.kl * by.scale) * mass / rest) as f32;
+    let all = exp_and_sum(logits, most);
+    let (own, theirs, ln_all) = (by.own(all), by.kl * by.scale, all.ln());
     for x in logits.iter_mut() {
-        *x *= of_rest;
+        *x *= own;
     }
-    for ((id, p), z) in answer.ids.iter().zip(&answer.p).zip(&less) {
-        kl += if *p > 0.0 { f64::from(*p) * (f64::from(*p).ln() - f64::from(*z) + ln_all) } else { 0.0 };
-        logits[*id as usize] = own * exp(*z) - by.kl * by.scale * p;
+    let mut kl = 0.0;
+    for (((id, weight), log_p), z) in answer.ids.iter().zip(&answer.weights).zip(&answer.log_p).zip(&less) {
+        // As above, whatever the model says.
+        kl += if *weight == 0.0 { 0.0 } else { f64::from(*weight) * (f64::from(*log_p) - f64::from(*z) + ln_all) };
+        logits[*id as usize] -= theirs * weight;
     }
     logits[target] -= by.ce * by.scale;
     round::<E>(logits);
     RowLoss { ce: (ln_all + (f64::from(most) - f64::from(logit))) as f32, kl: kl as f32 }
 }
-
-/// What the rest of a softmax sums up to at least, so that quotients by it stay numbers.
-const LEAST: f64 = 1e-30;
 
 impl Weights {
     /// What e^logit counts in the gradient, of a softmax with this denominator.
@@ -213,20 +205,50 @@ mod tests {
         compare(&losses, &logits, "whole");
     }
 
-    /// The records are written here of the teacher's logits; PyTorch has rounded the same log-probabilities to f16.
+    /// The records are written here of the teacher's logits; PyTorch has chosen and rounded the same log-probabilities.
     #[test]
     fn stored_answers_as_pytorch() {
         let (targets, by) = given();
         let v = t("logits").len() / targets.len();
+        let at: Vec<f64> = t("draws").iter().map(|x| f64::from(*x)).collect();
         for top in [1, 5, 30] {
             let layout = Layout { vocab: v, top };
             let mut records = vec![0; targets.len() * layout.bytes()];
-            layout.write(&t("teacher"), &mut records);
+            layout.write(&t("teacher"), &at, &mut records);
             let records: Vec<&[u8]> = records.chunks(layout.bytes()).collect();
             let mut logits = t("logits");
             let mut losses = vec![RowLoss::default(); targets.len()];
-            against_largest::<f32>(&mut logits, (layout, &records), v, &targets, by, &mut losses);
+            against_stored::<f32>(&mut logits, (layout, &records), v, &targets, by, &mut losses);
             compare(&losses, &logits, &format!("top_{top}"));
+        }
+    }
+
+    /// Over all places where the draws may begin, the loss and its gradient are on average those against the whole
+    /// distribution, but for the rounding of log-probabilities to f16.
+    #[test]
+    fn stored_answers_on_average() {
+        const GRID: usize = 1 << 14;
+        let by = Weights { ce: 0.0, kl: 1.0, scale: 1.0 };
+        // Most of the distribution is in what is not kept, and the model has it elsewhere.
+        let (logits, teacher) = (random(1, 300), random(2, 300));
+        let mut exact = logits.clone();
+        let loss = row_against_logits::<f32>(&mut exact, &mut teacher.clone(), 7, by);
+        for top in [1, 8, 40] {
+            let layout = Layout { vocab: 300, top };
+            let (mut kl, mut mean) = (0.0, vec![0.0; 300]);
+            let (mut record, mut answer) = (vec![0; layout.bytes()], Answer::default());
+            for i in 0..GRID {
+                layout.write(&teacher, &[(i as f64 + 0.5) / GRID as f64], &mut record);
+                layout.read(&record, &mut answer);
+                let mut gradient = logits.clone();
+                kl += row_against_stored::<f32>(&mut gradient, &answer, 7, by).kl / GRID as f32;
+                mean.iter_mut().zip(&gradient).for_each(|(mean, x)| *mean += x / GRID as f32);
+            }
+            assert!((kl - loss.kl).abs() < 4e-3 * loss.kl, "{top}: {kl} {}", loss.kl);
+            let (off, size) = mean.iter().zip(&exact).fold((0.0, 0.0), |(off, size), (mean, exact)| {
+                (off + (mean - exact) * (mean - exact), size + exact * exact)
+            });
+            assert!(off < 1e-4 * size, "{top}: {off} of {size}");
         }
     }
 
@@ -247,16 +269,16 @@ mod tests {
             let kl: f64 = x.iter().zip(&a).map(|(x, a)| (a - teachers).exp() * ((a - teachers) - (x - all))).sum();
             0.5 * (f64::from(by.ce) * (all - x[target as usize]) + f64::from(by.kl) * kl)
         });
-        let answer = Answer { ids: vec![3, 5, 36], p: vec![0.5, 0.125, 0.25], rest: 0.125 };
+        // A kept one, and two that are drawn.
+        let log_p = vec![0.5f32.ln(), -3.0, -4.0];
+        let answer = Answer { ids: vec![3, 5, 36], weights: vec![0.5, 0.25, 0.25], log_p };
         for target in [5, 6] {
             let mut gradient = logits.clone();
-            row_against_largest::<f32>(&mut gradient, &answer, target, by);
+            row_against_stored::<f32>(&mut gradient, &answer, target, by);
             check_gradient(&logits, &gradient, 1e-6, |x| {
                 let all = ln_all(x);
-                let own = |id: &u32| x[*id as usize] - all;
-                let rest = (1.0 - answer.ids.iter().map(|id| own(id).exp()).sum::<f64>()).ln();
-                let top = answer.ids.iter().zip(&answer.p).map(|(id, p)| f64::from(*p) * own(id)).sum::<f64>();
-                let kl = -top - f64::from(answer.rest) * rest;
+                let terms = answer.ids.iter().zip(&answer.weights).zip(&answer.log_p);
+                let kl: f64 = terms.map(|((id, w), a)| f64::from(*w) * (f64::from(*a) - x[*id as usize] + all)).sum();
                 0.5 * (f64::from(by.ce) * (all - x[target as usize]) + f64::from(by.kl) * kl)
             });
         }
@@ -276,11 +298,11 @@ mod tests {
         let loss = row_against_logits::<f32>(&mut gradient, &mut logits.clone(), 7, by);
         assert!(loss.kl.is_finite() && loss.kl > 100.0 && gradient.iter().all(|x| x.is_finite()));
         let mut gradient = sure;
-        let answer = Answer { ids: vec![9], p: vec![0.25], rest: 0.75 };
-        let loss = row_against_largest::<f32>(&mut gradient, &answer, 9, by);
+        let answer = Answer { ids: vec![9, 3], weights: vec![0.25, 0.75], log_p: vec![0.25f32.ln(), -9.0] };
+        let loss = row_against_stored::<f32>(&mut gradient, &answer, 9, by);
         assert!(loss.kl.is_finite() && loss.kl > 40.0 && gradient.iter().all(|x| x.is_finite()), "{loss:?}");
         let mut none = vec![1.0; 500];
-        assert_eq!(row_against_largest::<f32>(&mut none, &answer, NO_TARGET, by), RowLoss::default());
+        assert_eq!(row_against_stored::<f32>(&mut none, &answer, NO_TARGET, by), RowLoss::default());
         assert!(none.iter().all(|x| *x == 0.0));
     }
 
@@ -312,18 +334,19 @@ mod tests {
             against_logits::<f32>(&mut gradient, &mut teacher.clone(), (v, v), &targets, by, &mut losses);
             gradient.extend(both(&losses));
             let mut records = vec![0; 50 * layout.bytes()];
-            layout.write(&teacher, &mut records);
+            layout.write(&teacher, &[0.625; 50], &mut records);
             let records: Vec<&[u8]> = records.chunks(layout.bytes()).collect();
             let mut second = logits.clone();
-            against_largest::<f32>(&mut second, (layout, &records), v, &targets, by, &mut losses);
+            against_stored::<f32>(&mut second, (layout, &records), v, &targets, by, &mut losses);
             [gradient, second, both(&losses)].concat()
         });
         on_every_isa(|| {
             let (mut row, mut theirs) = (logits[..v].to_vec(), teacher[..v].to_vec());
             let loss = row_against_logits::<f32>(&mut row, &mut theirs, 9, by);
-            let answer = Answer { ids: vec![3, 9, 5000], p: vec![0.5, 0.125, 0.25], rest: 0.125 };
+            let (weights, log_p) = (vec![0.5, 0.25, 0.25], vec![-0.5, -3.0, -4.0]);
+            let answer = Answer { ids: vec![3, 9, 5000], weights, log_p };
             let mut second = logits[..v].to_vec();
-            let other = row_against_largest::<f32>(&mut second, &answer, 9, by);
+            let other = row_against_stored::<f32>(&mut second, &answer, 9, by);
             [row, second, both(&[loss, other])].concat()
         });
     }

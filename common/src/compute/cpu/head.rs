@@ -131,7 +131,7 @@ pub fn loss<E: Element>(
             None => cross_entropy::<E>(logits, (v, stride), targets, by, losses),
             Some(Teacher::Stored(answers)) if !whole => {
                 let records = (answers.layout, &answers.rows[from..from + rows]);
-                divergence::against_largest::<E>(logits, records, stride, targets, by, losses);
+                divergence::against_stored::<E>(logits, records, stride, targets, by, losses);
             }
             Some(teacher) => {
                 let other = &mut other[..rows * stride];
@@ -235,7 +235,7 @@ fn scores_of_all<E: Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::answers::Layout;
+    use crate::compute::answers::{Answer, Layout};
     use crate::compute::cpu::testing::random;
     use crate::format::tensor::Dtype;
     use half::bf16;
@@ -263,20 +263,8 @@ mod tests {
         Stored(usize),
     }
 
-    /// The teacher's distribution of a row; within the rest of stored answers as the model's own.
-    fn taught(by: Taught, theirs: &[f64], own: &[f64]) -> Vec<f64> {
-        let mut order: Vec<usize> = (0..own.len()).collect();
-        order.sort_by(|a, b| theirs[*b].total_cmp(&theirs[*a]));
-        let kept = if let Taught::Stored(top) = by { top } else { own.len() };
-        let sum = |of: &[f64], ids: &[usize]| ids.iter().map(|id| of[*id].exp()).sum::<f64>();
-        let factor = sum(theirs, &order[kept..]) / sum(own, &order[kept..]);
-        let mut p: Vec<f64> = own.iter().map(|p| p.exp() * factor).collect();
-        order[..kept].iter().for_each(|id| p[*id] = theirs[*id].exp());
-        p
-    }
-
     /// Loss and dhidden by their definition in f64, for a vocabulary that fills no line and more rows than a chunk. A stored
-    /// value is rounded by `unit` at most.
+    /// value is rounded by `unit` at most; the ids that stand for a teacher are those of its records.
     fn loss_by_definition<E: Element>(dtype: Dtype, unit: f64, by: Taught) {
         let (rows, vocab) = (2 * chunk_rows(70, 2) + 40, 70);
         let weights = Weights { ce: 0.25, kl: 0.75, scale: 0.5 };
@@ -292,7 +280,7 @@ mod tests {
         let layout = Layout { vocab, top: if let Taught::Stored(top) = by { top } else { 1 } };
         let (mut all, mut records) = (vec![0.0; rows * vocab], vec![0; rows * layout.bytes()]);
         logits(&Workspace::default(), theirs, 0..rows, &mut all);
-        layout.write(&all, &mut records);
+        layout.write(&all, &vec![0.375; rows], &mut records);
         let answers = Answers { layout, rows: records.chunks(layout.bytes()).collect() };
         let teacher = match by {
             Taught::Not => None,
@@ -302,16 +290,30 @@ mod tests {
         let (mut losses, mut dhidden) = (vec![RowLoss { ce: 7.0, kl: 7.0 }; rows], vec![7.0; rows * D]);
         loss(&Workspace::default(), own, teacher, &targets, weights, Some(&mut dhidden), &mut losses);
         let (ce, kl) = (f64::from(weights.ce), if by == Taught::Not { 0.0 } else { f64::from(weights.kl) });
-        // Stored log-probabilities have 11 bits.
-        let stored = if matches!(by, Taught::Stored(_)) { 4e-3 } else { 0.0 };
+        // All log-probabilities of a file have 11 bits.
+        let stored = if by == Taught::Stored(vocab) { 4e-3 } else { 0.0 };
         for (row, target) in targets.iter().enumerate() {
             let place = row * D..(row + 1) * D;
             let log_p = log_softmax(&wide(&hidden[place.clone()]), &wide(&w));
-            let t = taught(by, &log_softmax(&wide(&other[place.clone()]), &wide(&w_other)), &log_p);
+            let theirs = log_softmax(&wide(&other[place.clone()]), &wide(&w_other));
+            let (mut t, mut answer) = (vec![0.0; vocab], Answer::default());
+            let mut divergence = 0.0;
+            match by {
+                Taught::Stored(top) if top < vocab => {
+                    layout.read(answers.rows[row], &mut answer);
+                    for ((id, weight), a) in answer.ids.iter().zip(&answer.weights).zip(&answer.log_p) {
+                        t[*id as usize] = f64::from(*weight);
+                        divergence += f64::from(*weight) * (f64::from(*a) - log_p[*id as usize]);
+                    }
+                }
+                _ => {
+                    t.iter_mut().zip(&theirs).for_each(|(t, a)| *t = a.exp());
+                    divergence = theirs.iter().zip(&log_p).map(|(a, own)| a.exp() * (a - own)).sum();
+                }
+            }
             let (has, target) = (*target != NO_TARGET, *target as usize);
             let exact_ce = if has { -log_p[target] } else { 0.0 };
-            let divergence = || t.iter().zip(&log_p).map(|(t, own)| t * (t.ln() - own)).sum::<f64>();
-            let exact_kl = if has && by != Taught::Not { divergence() } else { 0.0 };
+            let exact_kl = if has && by != Taught::Not { divergence } else { 0.0 };
             assert!((f64::from(losses[row].ce) - exact_ce).abs() < 1e-5, "row {row}");
             let off = (f64::from(losses[row].kl) - exact_kl).abs();
             assert!(off < 1e-5 + stored * (1.0 + exact_kl), "row {row}: {:?} {exact_kl}", losses[row]);

@@ -97,13 +97,10 @@ extern "C" __global__ void against_logits(
     }
 }
 
-// What the rest of a softmax sums up to at least, so that quotients by it stay numbers.
-#define LEAST 1e-30
-
-// With a teacher's `top` largest probabilities [rows, top] (p of an id; ids beyond the vocabulary have p 0 and are passed
-// over) and the mass of the rest [rows]. `less` [rows, top] is for the kernel's own use; logits are spoiled.
-extern "C" __global__ void against_largest(
-    float *logits, const u32 *ids, const float *p, const float *masses, float *less, i32 top, i32 v, const u32 *targets,
+// With `top` weighted ids that stand for a teacher's distribution [rows, top]; no id comes twice, those beyond the
+// vocabulary are passed over: kl = Σ weight·(ln p_teacher − ln p), dlogits = scale·(ce·(p − onehot(target)) + kl·(p − weight)).
+extern "C" __global__ void against_stored(
+    const float *logits, const u32 *ids, const float *weights, const float *log_p, i32 top, i32 v, const u32 *targets,
     Weights by, bf16 *dlogits, RowLoss *losses
 ) {
     __shared__ float maxima[MAX_WARPS];
@@ -112,44 +109,30 @@ extern "C" __global__ void against_largest(
     const u32 target = targets[row];
     logits += row * v;
     ids += row * top;
-    p += row * top;
-    less += row * top;
+    weights += row * top;
+    log_p += row * top;
     if (dlogits) dlogits += row * v;
     if (target == NO_TARGET) return nothing(v, dlogits, losses + row);
-    const float most = largest(logits, v, maxima), logit = logits[target];
-    // The largest are taken out: what is left sums up to the rest, however little that is.
-    for (i32 i = threadIdx.x; i < top; i += blockDim.x) {
-        if (ids[i] < v) less[i] = logits[ids[i]] - most;
-    }
-    __syncthreads();
-    for (i32 i = threadIdx.x; i < top; i += blockDim.x) {
-        if (ids[i] < v) logits[ids[i]] = -INFINITE;
-    }
-    __syncthreads();
-    const double left = exponentials(logits, v, most, sums), rest = left > LEAST ? left : LEAST;
-    double kept = 0;
-    for (i32 i = threadIdx.x; i < top; i += blockDim.x) kept += ids[i] < v ? (double)expf(less[i]) : 0;
-    const double all = rest + over_block<Sum>(kept, sums), mass = masses[row];
+    const float most = largest(logits, v, maxima);
+    const double all = exponentials(logits, v, most, sums);
     double kl = 0;
     for (i32 i = threadIdx.x; i < top; i += blockDim.x) {
-        if (ids[i] < v && p[i] > 0) kl += (double)p[i] * (log((double)p[i]) - (double)less[i] + log(all));
+        // A weight of 0 counts 0, whatever the model says.
+        if (ids[i] >= v || weights[i] == 0) continue;
+        kl += (double)weights[i] * ((double)log_p[i] - (double)(logits[ids[i]] - most) + log(all));
     }
     kl = over_block<Sum>(kl, sums);
-    if (threadIdx.x == 0) {
-        if (mass > 0) kl += mass * (log(mass) - (log(rest) - log(all)));
-        losses[row] = RowLoss{(float)(log(all) + ((double)most - (double)logit)), (float)kl};
-    }
+    if (threadIdx.x == 0) losses[row] = RowLoss{(float)(log(all) + ((double)most - (double)logits[target])), (float)kl};
     if (!dlogits) return;
     const float own = (float)((double)((by.ce + by.kl) * by.scale) / all), one = by.ce * by.scale;
-    const float of_rest = (float)((double)own - (double)(by.kl * by.scale) * mass / rest);
     for (i32 i = threadIdx.x; i < v; i += blockDim.x) {
-        const float x = of_rest * expf(logits[i] - most);
+        const float x = own * expf(logits[i] - most);
         dlogits[i] = narrow(i == target ? x - one : x);
     }
     __syncthreads();
     for (i32 i = threadIdx.x; i < top; i += blockDim.x) {
         if (ids[i] >= v) continue;
-        const float x = own * expf(less[i]) - by.kl * by.scale * p[i];
+        const float x = own * expf(logits[ids[i]] - most) - by.kl * by.scale * weights[i];
         dlogits[ids[i]] = narrow(ids[i] == target ? x - one : x);
     }
 }

@@ -25,9 +25,9 @@ kernels! {
         logits: Ref<f32>, teacher: Ref<f32>, v: i32, targets: Ref<u32>, by: Weights, dlogits: Mut<bf16>,
         losses: Mut<RowLoss>,
     );
-    fn against_largest(
-        logits: Mut<f32>, ids: Ref<u32>, p: Ref<f32>, masses: Ref<f32>, less: Mut<f32>, top: i32, v: i32,
-        targets: Ref<u32>, by: Weights, dlogits: Mut<bf16>, losses: Mut<RowLoss>,
+    fn against_stored(
+        logits: Ref<f32>, ids: Ref<u32>, weights: Ref<f32>, log_p: Ref<f32>, top: i32, v: i32, targets: Ref<u32>,
+        by: Weights, dlogits: Mut<bf16>, losses: Mut<RowLoss>,
     );
     fn log_probs(
         logits: Ref<f32>, v: i32, targets: Ref<u32>, lse: Mut<f64>, log_prob: Mut<f64>, top: Mut<u32>,
@@ -96,26 +96,27 @@ struct Row<'a> {
     losses: Mut<'a, RowLoss>,
 }
 
-/// Stored answers of the largest probabilities, row by row.
-struct Largest {
+/// Stored answers of less than the whole vocabulary, row by row.
+struct Stored {
     ids: Vec<u32>,
-    p: Vec<f32>,
-    masses: Vec<f32>,
+    weights: Vec<f32>,
+    log_p: Vec<f32>,
 }
 
-impl Largest {
-    fn of(answers: &Answers, rows: Range<usize>) -> Largest {
+impl Stored {
+    fn of(answers: &Answers, rows: Range<usize>) -> Stored {
         let top = answers.layout.top;
-        let mut all = Largest { ids: Vec::new(), p: Vec::new(), masses: Vec::new() };
+        let mut all = Stored { ids: Vec::new(), weights: Vec::new(), log_p: Vec::new() };
         let mut answer = Answer::default();
         for (i, record) in answers.rows[rows].iter().enumerate() {
             answers.layout.read(record, &mut answer);
             all.ids.extend(&answer.ids);
-            all.p.extend(&answer.p);
+            all.weights.extend(&answer.weights);
+            all.log_p.extend(&answer.log_p);
             // Fewer than the layout has: the others are no ids.
             all.ids.resize((i + 1) * top, u32::MAX);
-            all.p.resize((i + 1) * top, 0.0);
-            all.masses.push(answer.rest);
+            all.weights.resize((i + 1) * top, 0.0);
+            all.log_p.resize((i + 1) * top, 0.0);
         }
         all
     }
@@ -131,7 +132,7 @@ fn chunk_of(vocab: usize, d: usize, loss: &Loss<Cuda>) -> Chunk {
     Chunk { vocab, d: widest, models, answer }
 }
 
-/// Bytes of a stored answer on the device: halves, or ids, probabilities and what the kernel puts aside.
+/// Bytes of a stored answer on the device: halves, or ids, weights and log-probabilities.
 pub fn answer_bytes(layout: Layout) -> usize {
     if layout.whole() { 2 * layout.vocab } else { 12 * layout.top }
 }
@@ -188,7 +189,7 @@ impl Cuda {
         &self,
         teacher: Option<&Teaching<Cuda>>,
         rows: Range<usize>,
-        mut logits: Mut<f32>,
+        logits: Mut<f32>,
         to: Row,
         carve: &mut Carve,
     ) {
@@ -225,17 +226,15 @@ impl Cuda {
             }
             Some(Teaching::Stored(answers)) => {
                 let top = answers.layout.top;
-                let Largest { ids, p, masses } = Largest::of(answers, rows);
-                let (mut on_ids, mut on_p) = (carve.take::<u32>(ids.len()), carve.take::<f32>(p.len()));
-                let (mut on_masses, less) = (carve.take::<f32>(len), carve.take::<f32>(p.len()));
+                let Stored { ids, weights, log_p } = Stored::of(answers, rows);
+                let mut on_ids = carve.take::<u32>(ids.len());
+                let (mut on_weights, mut on_log_p) = (carve.take::<f32>(ids.len()), carve.take::<f32>(ids.len()));
                 gpu.write(on_ids.again(), &ids);
-                gpu.write(on_p.again(), &p);
-                gpu.write(on_masses.again(), &masses);
-                let (ids, p, masses) = (on_ids.read(), on_p.read(), on_masses.read());
-                let logits = logits.again();
-                self.head.against_largest(
-                    gpu, grid, logits, ids, p, masses, less, top as i32, v, targets, by, gradient, losses,
-                );
+                gpu.write(on_weights.again(), &weights);
+                gpu.write(on_log_p.again(), &log_p);
+                let (ids, weights, log_p) = (on_ids.read(), on_weights.read(), on_log_p.read());
+                let (logits, top) = (logits.read(), top as i32);
+                self.head.against_stored(gpu, grid, logits, ids, weights, log_p, top, v, targets, by, gradient, losses);
             }
         }
     }

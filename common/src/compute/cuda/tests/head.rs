@@ -21,7 +21,7 @@ struct Records {
 impl Records {
     fn of(layout: Layout, logits: &[f32]) -> Records {
         let mut bytes = vec![0; logits.len() / layout.vocab * layout.bytes()];
-        layout.write(logits, &mut bytes);
+        layout.write(logits, &vec![0.375; logits.len() / layout.vocab], &mut bytes);
         Records { layout, bytes }
     }
 
