@@ -109,6 +109,10 @@ fn a_quantized_model_is_repaired() {
         let (before, after) = (of("theirs"), of("repaired"));
         assert!(after < 0.9 * before, "{format}: {before} {after}");
         dir.run(&format!("fold repaired-{format} --adapter keep --format {format} -o ours-{format}")).ok();
+        let card = fs::read_to_string(dir.join(&format!("ours-{format}")).join("README.md")).unwrap();
+        let typed = "--shards SHARDS --teacher TEACHER --steps 40";
+        let loss = "--kl-weight 1.0 --ce-weight 0.0 --loss-norm token";
+        assert!(card.contains(typed) && card.contains(loss), "{card}");
         let weights = |name: &str| fs::read(dir.join(&format!("{name}-{format}")).join("model.safetensors")).unwrap();
         assert!(weights("theirs") == weights("ours"), "{format}: other bytes");
     }
@@ -179,6 +183,8 @@ fn folded_with_its_adapter() {
         // A and B are rounded to 16 bits.
         let after = perplexity(&dir, format);
         assert!((after / before - 1.0).abs() < 1e-3, "{format}: {before} {after}");
+        let card = fs::read_to_string(dir.join(format).join("README.md")).unwrap();
+        assert!(card.contains("with low-rank adapters beside them") && card.contains("--targets q,v,up"), "{card}");
         let read = |name: &str| json(&fs::read_to_string(dir.join(format).join(name)).unwrap());
         let config = read("adapter/adapter_config.json");
         assert_eq!((config["r"].as_u64(), config["lora_alpha"].as_f64()), (Some(2), Some(6.0)));

@@ -23,7 +23,7 @@ struct OneScratch {
     /// Operands of the product at hand.
     left: Scratch,
     right: Scratch,
-    /// h and dh in f32, and rounded.
+    /// h and dh in f32, then dAᵀ; and rounded.
     wide: Scratch,
     hidden: Scratch,
     dhidden: Scratch,
@@ -65,15 +65,23 @@ impl AdapterScratch {
     }
 
     /// Bytes for `count` adapters of one op of linears of n outputs and k inputs.
-    pub fn bytes<K: Kernel, E>(n: usize, k: usize, rank: usize, rows: usize, dropout: bool, count: usize) -> usize {
+    pub fn bytes<K: Kernel, E: Element>(
+        n: usize,
+        k: usize,
+        rank: usize,
+        rows: usize,
+        dropout: bool,
+        count: usize,
+    ) -> usize {
         let packed = |lines: usize, steps: usize| {
             size_of::<K::Packed>() * lines.next_multiple_of(K::ROWS.max(COLUMNS)) * steps.next_multiple_of(K::STEP)
         };
         let wide = n.max(k);
         let dropped = if dropout { size_of::<E>() * rows * k } else { 0 };
-        let hidden = rows * rank * (size_of::<f32>() + 2 * size_of::<E>());
-        let operands = packed(rows, wide).max(packed(wide, rows)) + packed(rows, k).max(packed(rank, wide));
-        count * (dropped + hidden + operands + packed(rows, rank) + packed(wide, rank))
+        let hidden = rank * (size_of::<f32>() * rows.max(n) + 2 * size_of::<E>() * rows);
+        // Operands that do not lie as they are read; A or B; hᵀ.
+        let left = Left::<K>::bytes::<E>(rows, k, k).max(Left::<K>::bytes::<E>(rows, n, n)).max(packed(rank, rows));
+        count * (dropped + hidden + left + packed(rank, wide) + packed(rows, rank) + packed(wide, rank))
     }
 }
 
@@ -91,7 +99,7 @@ impl OneScratch {
             }
             _ => x,
         };
-        let mut small = |a: &Lines<E>, b: &Lines<f32>, to: &mut [E]| {
+        let mut small = |a: &Lines<E>, b: &Lines<f32>, wide: &mut Scratch, to: &mut [E]| {
             let wide = wide.take::<f32>(rows * r);
             let (a, b) = (Left::new(kernel, a, left), PackedColumns::new(kernel, b, right));
             product(kernel, &a, &b, Split::Columns, &ToF32::new(wide, rows, r, r, false));
@@ -99,24 +107,36 @@ impl OneScratch {
         };
         let hidden = hidden.take::<E>(rows * r);
         if needs_hidden {
-            small(&Lines::rows(x, rows, k), &Lines::rows(b, r, k), hidden);
+            small(&Lines::rows(x, rows, k), &Lines::rows(b, r, k), wide, hidden);
         }
         let Some(Back { dy, grads }) = back else {
             return Term::new(kernel, &Lines::rows(hidden, rows, r), by_rows, &Lines::rows(a, n, r), by_columns, None);
         };
         let dhidden = dhidden.take::<E>(rows * r);
-        small(&Lines::rows(dy, rows, n), &Lines::columns(a, n, r), dhidden);
+        small(&Lines::rows(dy, rows, n), &Lines::columns(a, n, r), wide, dhidden);
         if let Some([da, db]) = grads {
+            // A product has few rows, so that each panel of dy and x is packed in the cache and used there once: dAᵀ = hᵀ·dy.
             let mut add = |a: &Lines<E>, b: &Lines<E>, to: ToF32| {
-                let (a, b) = (Left::new(kernel, a, left), PackedColumns::new(kernel, b, right));
-                product(kernel, &a, &b, Split::Columns, &to);
+                product(kernel, &Left::new(kernel, a, left), b, Split::Columns, &to);
             };
-            let (of_dy, of_dh) = (Lines::new(dy, n, rows, (1, n)), Lines::new(dhidden, r, rows, (1, r)));
-            add(&of_dy, &Lines::columns(hidden, rows, r), ToF32::new(da, n, r, r, true));
+            let (of_h, of_dh) = (Lines::new(hidden, r, rows, (1, r)), Lines::new(dhidden, r, rows, (1, r)));
+            let of_a = wide.take::<f32>(r * n);
+            add(&of_h, &Lines::columns(dy, rows, n), ToF32::new(of_a, r, n, n, false));
+            add_transposed(of_a, da, r);
             add(&of_dh, &Lines::columns(x, rows, k), ToF32::new(db, r, k, k, true));
         }
         Term::new(kernel, &Lines::rows(dhidden, rows, r), by_rows, &Lines::columns(b, r, k), by_columns, dropout)
     }
+}
+
+/// y [n, r] += xᵀ of x [r, n]
+fn add_transposed(x: &[f32], y: &mut [f32], r: usize) {
+    let n = y.len() / r;
+    y.par_chunks_mut(r).with_min_len(PART / r.max(1)).enumerate().for_each(|(i, y)| {
+        for (j, y) in y.iter_mut().enumerate() {
+            *y += x[j * n + i];
+        }
+    });
 }
 
 /// drop(x) [rows, k]

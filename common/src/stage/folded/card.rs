@@ -165,9 +165,13 @@ fn commands(card: &mut String, making: &Making, model: &str) {
         let (from, to) = match record.kind {
             Kind::Scales => (model, "scales"),
             Kind::Wrapped => ("scales", "wrapped"),
-            _ => ("wrapped --shards SHARDS", "checkpoint"),
+            _ => ("wrapped", "checkpoint"),
         };
-        let _ = writeln!(card, "{} {from}{} -o {to}", record.tool, flags(&record.arguments));
+        let of = |role: &str| record.inputs.iter().any(|input| input.role == role);
+        let (shards, teacher) = (of("shards"), of("teacher"));
+        let shards = if shards { " --shards SHARDS" } else { "" };
+        let teacher = if teacher { " --teacher TEACHER" } else { "" };
+        let _ = writeln!(card, "{} {from}{shards}{teacher}{} -o {to}", record.tool, flags(&record.arguments));
     }
     let from = match making.lineage.last().map(|s| s.record.kind) {
         Some(Kind::Checkpoint) => "checkpoint",
@@ -183,9 +187,10 @@ fn flags(arguments: &Map<String, Value>) -> String {
         let whole = *key == "stop_at" && Some(*value) == arguments.get("steps");
         !whole && !value.is_null() && *value != "kept"
     });
-    let flag = |(key, value): (&String, &Value)| {
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-        format!(" --{} {value}", key.replace('_', "-"))
+    let flag = |(key, value): (&String, &Value)| match value {
+        Value::Object(several) => flags(several),
+        Value::String(word) => format!(" --{} {word}", key.replace('_', "-")),
+        other => format!(" --{} {other}", key.replace('_', "-")),
     };
     typed.map(flag).collect()
 }
