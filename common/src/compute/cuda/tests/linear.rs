@@ -2,7 +2,7 @@
 
 use gpu_emulator::Device;
 
-use super::{Case, compare, devices, narrow, random, wide};
+use super::{Case, Cuda, compare, devices, narrow, random, wide};
 use crate::compute::backend::{Backend, Branch, Codes, Gradients, LowRank, Output, Weight};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::{Factors, Phi, Rounding, Scheme, grid, pack};
@@ -256,4 +256,58 @@ fn floats() {
             compare(&format!("{dtype:?}"), &Floats(dtype), |_| 1e-5);
         }
     });
+}
+
+/// round(Z) of the GPU and of `fold`, weight by weight; W_Z of packed codes.
+#[test]
+fn integers_are_those_of_folding() {
+    for device in devices() {
+        device.run(|| {
+            let cuda = Cuda::open().unwrap();
+            for (word, stored, shape) in [
+                ("w4pc", Phi::Q, [70, 96, 32]),
+                ("w3g16z", Phi::Int, [40, 144, 32]),
+                ("w2g48", Phi::Bf16, [31, 96, 40]),
+                ("w7pc", Phi::F32, [33, 700, 5]),
+            ] {
+                let [n, k, rank] = shape;
+                let host = host(word, stored, shape, 21);
+                let on = OnDevice::<Cuda>::new(&cuda, &host, (n, k));
+                let factors = Factors {
+                    scheme: host.scheme,
+                    phi: host.phi.bytes(),
+                    stored,
+                    a: &host.a,
+                    b: &host.b,
+                    rank,
+                    factor: host.factor(),
+                    k,
+                };
+                let mut want = vec![0i8; n * k];
+                Rounding::new(factors).kept(0, &mut want);
+                assert!(on.integers.read(n * k).unwrap() == want, "{word} φ {stored}");
+
+                let mut codes = vec![0u8; n * k];
+                Rounding::new(factors).rows(0, &mut codes);
+                let (packed, scale) = host.fold(n, k);
+                let (packed, scale) = (cuda.freeze(&packed).unwrap(), cuda.upload(&scale).unwrap());
+                let fixed = Weight::Codes(Codes {
+                    codes: &packed,
+                    scheme: host.scheme,
+                    scale: &scale,
+                    master: false,
+                    zero: None,
+                    integers: None,
+                    adapter: None,
+                    n,
+                    k,
+                });
+                let mut unpacked = cuda.integers(n * k).unwrap();
+                cuda.round_weight(&fixed, &mut unpacked);
+                let least = host.scheme.qmin() as i16;
+                let want: Vec<i8> = codes.iter().map(|code| (i16::from(*code) + least) as i8).collect();
+                assert!(unpacked.read(n * k).unwrap() == want, "{word}: codes");
+            }
+        });
+    }
 }
