@@ -11,7 +11,7 @@ use common::error::{Error, Result};
 use common::format::atomic::{PartDir, write_file};
 use common::format::gguf::blocks::GgmlType;
 use common::format::peft::Lora;
-use common::model::weights::Source;
+use common::model::host::Source;
 use common::stage::checkpoint::Checkpoint;
 use common::stage::folded::card::{self, Making};
 use common::stage::folded::targets::{Engine, Loads, loads};

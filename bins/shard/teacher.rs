@@ -13,7 +13,7 @@ use common::compute::cuda::Cuda;
 use common::data::tokenizer::Tokenizer;
 use common::error::{Error, Result};
 use common::format::atomic::PartDir;
-use common::model::weights::Source;
+use common::model::host::Source;
 use common::score::answers::Answering;
 use common::stage::open::Artefact;
 use common::stage::record::{Input, Record, relative_path};

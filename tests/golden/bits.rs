@@ -3,7 +3,7 @@
 
 use common::compute::cpu::element::Element;
 use common::model::forward::Batch;
-use common::model::weights::Source;
+use common::model::host::Source;
 use common::quant::Phi;
 use common::train::optimizer::{self, Moments};
 use common::train::recipe::Recipe;

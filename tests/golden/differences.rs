@@ -9,8 +9,8 @@ use common::compute::backend::{Head, Loss, NO_TARGET, Teaching};
 use common::compute::cpu::aligned::Aligned;
 use common::format::tensor::{Dtype, Tensor};
 use common::model::forward::Batch;
+use common::model::host::HostLowRank;
 use common::model::names;
-use common::model::weights::HostLowRank;
 use common::quant::{Phi, grid};
 
 use super::random::{Dense, Random, values};

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use common::model::host::Source;
 use common::model::names;
-use common::model::weights::Source;
 use common::quant::LinearGrid;
 use common::quant::fit::Fit;
 use common::stage::scales::fit_linear;

@@ -20,8 +20,9 @@ use common::compute::cpu::Cpu;
 use common::compute::cpu::aligned::Aligned;
 use common::compute::cpu::element::Element;
 use common::model::forward::Batch;
+use common::model::host::{HostLowRank, Source};
 use common::model::ledger::{Activations, Pass};
-use common::model::weights::{HostLowRank, Model, Source};
+use common::model::weights::Model;
 
 /// A model on the CPU with the buffers of its passes.
 struct Runner<E: Element = f32> {

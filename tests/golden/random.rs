@@ -7,8 +7,8 @@ use common::error::Result;
 use common::format::tensor::{Dtype, Tensor};
 use common::model::Config;
 use common::model::forward::Batch;
+use common::model::host::{HostLinear, HostLowRank, Source};
 use common::model::names::{self, LinearName};
-use common::model::weights::{HostLinear, HostLowRank, Source};
 use common::quant::{Phi, Scheme};
 
 pub struct Random {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use common::format::safetensors::TensorFile;
 use common::model::config::Scaling;
 use common::model::forward::Batch;
-use common::model::weights::Source;
+use common::model::host::Source;
 use common::stage::base::BaseModel;
 
 use super::case::{read, read_tokens};

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use common::compute::cpu::Cpu;
 use common::data::tokenizer::Tokenizer;
-use common::model::weights::{Model, Source};
+use common::model::host::Source;
+use common::model::weights::Model;
 use common::score::likelihood;
 use common::score::perplexity::Reader;
 use common::score::tasks::{Prefix, Request, Scored, Task};

@@ -1,9 +1,10 @@
 //! How large the inputs of the linears are on real text: what an error in a column of a weight weighs.
 
 use super::forward::Batch;
+use super::host::Source;
 use super::ledger::Activations;
 use super::names;
-use super::weights::{Model, Source};
+use super::weights::Model;
 use crate::compute::backend::{Backend, Output};
 use crate::error::Result;
 

@@ -4,6 +4,7 @@ pub mod backward;
 pub mod config;
 pub mod forward;
 pub mod generate;
+pub mod host;
 pub mod inputs;
 pub mod ledger;
 pub mod names;

@@ -5,9 +5,10 @@ use std::mem::swap;
 
 use super::config::Config;
 use super::forward::Batch;
+use super::host::Source;
 use super::ledger::{Activations, Pass};
 use super::params::Params;
-use super::weights::{HostBlock, Model, Source};
+use super::weights::{HostBlock, Model};
 use crate::compute::backend::{Backend, Head, Weight};
 use crate::error::Result;
 

@@ -8,8 +8,8 @@ use crate::compute::backend::Backend;
 use crate::error::Result;
 use crate::format::tensor::Tensor;
 use crate::model::forward::Batch;
+use crate::model::host::Source;
 use crate::model::teacher::Teacher;
-use crate::model::weights::Source;
 use crate::stage::shards;
 
 /// Tokens of a pass, and passes over which each block is read once.

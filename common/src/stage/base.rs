@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::format::gguf::llama::GgufLlama;
 use crate::format::tensor::Tensor;
 use crate::model::Config;
+use crate::model::host::{HostLinear, Source};
 use crate::model::names::LinearName;
-use crate::model::weights::{HostLinear, Source};
 use crate::quant::{Integers, Scheme};
 
 pub enum BaseModel {

@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 use crate::format::safetensors::TensorFile;
 use crate::format::tensor::Tensor;
 use crate::model::Config;
+use crate::model::host::{HostLinear, Source, forward_grid};
 use crate::model::names::LinearName;
-use crate::model::weights::{HostLinear, Source, forward_grid};
 use crate::quant::LinearGrid;
 
 pub const TRAINED: &str = "trained.safetensors";

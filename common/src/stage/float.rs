@@ -14,8 +14,8 @@ use crate::format::mmap::Mmap;
 use crate::format::safetensors::TensorFile;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;
+use crate::model::host::{HostLinear, Source};
 use crate::model::names::LinearName;
-use crate::model::weights::{HostLinear, Source};
 
 /// A file that travels with a model from stage to stage, by name.
 pub type SupportFiles = Vec<(String, Vec<u8>)>;

@@ -11,10 +11,10 @@ use super::wrapping::{Place, Wrapping};
 use crate::compute::cpu::linear::Workspace;
 use crate::compute::cpu::low_rank::nearest;
 use crate::error::{Error, Result};
+use crate::model::host::Source;
 use crate::model::inputs::MeanSquares;
 use crate::model::names::{self, LinearName};
-use crate::model::weights::Source;
-use crate::quant::{Phi, grid};
+use crate::quant::{Phi, Scheme, grid};
 
 /// A and B by the name of their linear.
 pub type Factors = BTreeMap<String, [Vec<f32>; 2]>;
@@ -106,7 +106,7 @@ fn lost(scales: &Scales, linear: &LinearName, place: Place) -> Result<Vec<f32>> 
 }
 
 /// Φ0 of a row, as it is read back.
-fn stored(phi: Phi, scheme: crate::quant::Scheme, z: &[f32]) -> Vec<f32> {
+fn stored(phi: Phi, scheme: Scheme, z: &[f32]) -> Vec<f32> {
     let (mut packed, mut kept) = (vec![0; phi.row_bytes(scheme, z.len())], vec![0.0; z.len()]);
     phi.pack_row(scheme, z, &mut packed);
     phi.unpack_row(scheme, &packed, &mut kept);

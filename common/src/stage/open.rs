@@ -12,8 +12,8 @@ use super::wrapped::Wrapped;
 use crate::error::{Error, Result};
 use crate::format::tensor::Tensor;
 use crate::model::Config;
+use crate::model::host::{HostLinear, Source};
 use crate::model::names::LinearName;
-use crate::model::weights::{HostLinear, Source};
 use crate::quant::Scheme;
 
 pub enum Artefact {

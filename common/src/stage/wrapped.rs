@@ -30,10 +30,10 @@ use crate::error::{Error, Result};
 use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
 use crate::format::tensor::{Dtype, Tensor, decode_f32};
 use crate::model::Config;
+use crate::model::host::{Codes, HostAdapter, HostLinear, HostLowRank, Source, forward_grid};
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{Codes, HostAdapter, HostLinear, HostLowRank, Source, forward_grid};
 use crate::quant::lanes::not_finite;
-use crate::quant::{LinearGrid, Phi, Scheme, lowrank, pack};
+use crate::quant::{LinearGrid, Phi, Scheme, lowrank};
 
 pub const FILE: &str = "wrapped.safetensors";
 
@@ -41,8 +41,7 @@ pub const FILE: &str = "wrapped.safetensors";
 pub fn specs(model: &BaseModel, scheme: Scheme, w: &Wrapping) -> Result<Vec<Spec>> {
     let mut specs = Vec::new();
     for linear in names::linears(model.config()) {
-        let (suffix, dtype, shape) = frozen(&linear, scheme, w);
-        specs.push(Spec::new(format!("{}.{suffix}", linear.name), dtype, shape));
+        specs.push(w.frozen(&linear, scheme));
         specs.extend(scales::specs(&linear, scheme));
         let rank = w.rank_of(&linear);
         if rank > 0 {
@@ -54,14 +53,6 @@ pub fn specs(model: &BaseModel, scheme: Scheme, w: &Wrapping) -> Result<Vec<Spec
         specs.push(Spec::new(name.clone(), model.float(&name, &shape)?.dtype, shape));
     }
     Ok(specs)
-}
-
-/// How the frozen weights of a linear are stored: suffix, type and shape.
-fn frozen(linear: &LinearName, scheme: Scheme, w: &Wrapping) -> (&'static str, Dtype, [usize; 2]) {
-    match w.place {
-        Place::Inside { phi } => ("phi", Dtype::U8, [linear.n, phi.row_bytes(scheme, linear.k)]),
-        Place::Outside { .. } => ("codes", Dtype::I32, [linear.n, pack::words(linear.k, scheme.bits)]),
-    }
 }
 
 /// Writes every tensor, with the factors that were fitted, if they were; `each` is told the bytes written, for a progress
@@ -215,8 +206,8 @@ impl Wrapped {
     /// A linear with its trained tensors taken from `trained`, or at their start.
     pub fn linear_from(&self, linear: &LinearName, trained: Option<&TensorFile>) -> Result<HostLinear> {
         let (w, scheme, rank) = (&self.wrapping, self.scheme, self.wrapping.rank_of(linear));
-        let (suffix, dtype, shape) = frozen(linear, scheme, w);
-        let weights = self.file.expect(&format!("{}.{suffix}", linear.name), dtype, &shape)?;
+        let stored = w.frozen(linear, scheme);
+        let weights = self.file.expect(&stored.name, stored.dtype, &stored.shape)?;
         let LinearGrid { scale, zero } = self.masters_from(linear, trained)?;
         let from = trained.unwrap_or(&self.file);
         let factors = || -> Result<(Vec<f32>, Vec<f32>)> {

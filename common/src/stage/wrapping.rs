@@ -9,8 +9,10 @@ use serde_json::{Map, Value, json};
 use super::base::BaseModel;
 use super::record;
 use crate::error::{Error, Result};
+use crate::format::safetensors::Spec;
+use crate::format::tensor::Dtype;
+use crate::model::host::Source;
 use crate::model::names::{self, LinearName};
-use crate::model::weights::Source;
 use crate::quant::{Phi, Scheme, pack};
 
 /// Where A·B goes.
@@ -101,11 +103,12 @@ impl Wrapping {
         }
     }
 
-    /// Bytes of the frozen weights of a linear as they are stored.
-    pub fn frozen_bytes(&self, linear: &LinearName, scheme: Scheme) -> usize {
+    /// The tensor that holds the frozen weights of a linear.
+    pub fn frozen(&self, linear: &LinearName, scheme: Scheme) -> Spec {
+        let LinearName { name, n, k } = linear;
         match self.place {
-            Place::Inside { phi } => linear.n * phi.row_bytes(scheme, linear.k),
-            Place::Outside { .. } => 4 * linear.n * pack::words(linear.k, scheme.bits),
+            Place::Inside { phi } => Spec::new(format!("{name}.phi"), Dtype::U8, [*n, phi.row_bytes(scheme, *k)]),
+            Place::Outside { .. } => Spec::new(format!("{name}.codes"), Dtype::I32, [*n, pack::words(*k, scheme.bits)]),
         }
     }
 }

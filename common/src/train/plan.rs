@@ -6,8 +6,9 @@ use crate::compute::answers::Layout;
 use crate::compute::backend::{Backend, Extent, Training};
 use crate::error::Result;
 use crate::model::Config;
+use crate::model::host::Source;
 use crate::model::ledger::Activations;
-use crate::model::weights::{HostBlock, Source};
+use crate::model::weights::HostBlock;
 use crate::model::{names, teacher};
 use crate::quant::Scheme;
 use crate::stage::wrapping::{Place, Wrapping};
@@ -133,7 +134,7 @@ fn floats<B: Backend>(h: &Holding, rows: usize) -> Held {
 pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
     let linears = names::linears(h.config);
     let w = h.wrapping;
-    let frozen: u64 = linears.iter().map(|l| w.frozen_bytes(l, h.scheme) as u64).sum();
+    let frozen: u64 = linears.iter().map(|l| w.frozen(l, h.scheme).bytes() as u64).sum();
     let scales: u64 = linears.iter().map(|l| 4 * (l.n * h.scheme.groups(l.k)) as u64).sum();
     let factors: u64 = linears.iter().map(|l| 4 * (w.rank_of(l) * (l.n + l.k)) as u64).sum();
     let fixed_scales = w.is_outside() && h.recipe.lr_scale == 0.0;

@@ -1,12 +1,6 @@
-"""A step of LR-QAT in PyTorch, from the equations: W = s·clip(round(Φ0 + A·B/r)), straight-through; A, B and s train with AdamW.
-
-Prints tokens/s of the median step, the first left out: it compiles, and touches memory for the first time.
-"""
+"""A step of LR-QAT in PyTorch, from the equations: W = s·clip(round(Φ0 + A·B/r)), straight-through; A, B and s train with AdamW."""
 import argparse
-import json
 import math
-import statistics
-import time
 
 import torch
 import torch.nn.functional as F
@@ -82,24 +76,7 @@ def main():
     factors = [p for p in trained if all(p is not s for s in scales)]
     adam = torch.optim.AdamW([{"params": factors, "lr": 1e-3}, {"params": scales, "lr": 1e-5}], betas=(0.9, 0.95),
                              weight_decay=0.0)
-
-    def loss_of(ids):
-        logits = model(ids, use_cache=False).logits[:, :-1]
-        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), ids[:, 1:].reshape(-1))
-
-    loss_of = torch.compile(loss_of) if o.compile else loss_of
-    seconds = []
-    for _ in range(o.steps):
-        ids = torch.randint(0, model.config.vocab_size, (o.batch, o.seq))
-        begun = time.monotonic()
-        loss = loss_of(ids)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        seconds.append(time.monotonic() - begun)
-    rate = o.batch * o.seq / statistics.median(seconds[1:])
-    print(json.dumps({"tokens_per_s": rate, "loss": loss.item(), **models.facts()}))
+    models.train(o, model, trained, adam)
 
 
 main()

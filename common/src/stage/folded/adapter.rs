@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::format::atomic::{OutputFile, PartDir, sync_dir, write_file};
 use crate::format::peft::{self, Lora, PeftAdapter};
 use crate::format::safetensors::{Spec, TensorWriter};
+use crate::model::host::{HostAdapter, HostLinear};
 use crate::model::names::LinearName;
-use crate::model::weights::{HostAdapter, HostLinear};
 use crate::stage::wrapping::{Place, Wrapping};
 
 pub const DIR: &str = "adapter";

@@ -18,8 +18,8 @@ use crate::format::gguf::llama_export::{ROPE_FACTORS, gguf_name, metadata, permu
 use crate::format::gguf::writer::{GgufWriter, TensorSpec};
 use crate::format::spare::Spare;
 use crate::format::tensor::Dtype;
+use crate::model::host::HostLinear;
 use crate::model::names::{self, LinearName};
-use crate::model::weights::HostLinear;
 use crate::quant::{Integers, LinearGrid, Scheme};
 use crate::stage::ahead::{Made, ahead};
 

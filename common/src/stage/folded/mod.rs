@@ -36,8 +36,8 @@ use crate::format::quantized::{Lookup, Stored};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::format::{awq, gptq};
 use crate::model::Config;
+use crate::model::host::{Codes, HostAdapter, HostLinear, Source};
 use crate::model::names::{self, LinearName};
-use crate::model::weights::{Codes, HostAdapter, HostLinear, Source};
 use crate::quant::{Integers, Scheme, grid};
 
 pub const SAFETENSORS: &str = "model.safetensors";

@@ -14,9 +14,9 @@ use crate::format::quantized::Stored;
 use crate::format::spare::Spare;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::model::Config;
+use crate::model::host::{HostLinear, Source};
 use crate::model::names::{self, LinearName};
 use crate::model::rope::inverse_frequencies;
-use crate::model::weights::{HostLinear, Source};
 use crate::quant::{LinearGrid, Scheme};
 
 /// Linears that are read back side by side: what is not parallel of one is hidden behind the others.
