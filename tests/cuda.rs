@@ -237,18 +237,31 @@ fn what_is_missing_is_said() {
 /// same bytes.
 #[test]
 fn failures_lose_nothing() {
-    if !only_emulated("failures_lose_nothing") {
-        return;
+    if only_emulated("failures_lose_nothing") {
+        lose_nothing(|calls| calls.div_ceil(14), |allocations| allocations.div_ceil(6));
     }
+}
+
+/// The same of every single one: an hour.
+#[test]
+#[ignore = "cargo test --release --test integration every_failure -- --ignored takes an hour"]
+fn every_failure_loses_nothing() {
+    if only_emulated("every_failure_loses_nothing") {
+        lose_nothing(|_| 1, |_| 1);
+    }
+}
+
+/// The calls and allocations of a run that fail are so far apart.
+fn lose_nothing(calls: fn(u64) -> u64, allocations: fn(u64) -> u64) {
     let dir = Dir::with_stages();
     let line = format!("qat-step wrapped {RECIPE} --save-every 1 --device cuda -o");
     let report = ok(&Device::new(), &dir, &format!("{line} whole"));
     let whole = dir.contents("whole");
     let whole = &whole[std::path::Path::new("trained.safetensors")];
-    let calls = (1..=report.calls).step_by(report.calls.div_ceil(14) as usize).map(|n| Device::new().fail_call(n));
-    let allocations = (1..=report.allocations)
-        .step_by(report.allocations.div_ceil(6) as usize)
-        .map(|n| Device::new().fail_allocation(n));
+    let each = |count: u64, step: u64| (1..=count).step_by(step as usize);
+    let calls = each(report.calls, calls(report.calls)).map(|n| Device::new().fail_call(n));
+    let allocations =
+        each(report.allocations, allocations(report.allocations)).map(|n| Device::new().fail_allocation(n));
     let mut failed = 0;
     for (i, device) in calls.chain(allocations).enumerate() {
         let (ran, _) = on(&device, &dir, &format!("{line} run-{i}"));

@@ -1,15 +1,18 @@
-//! Times what is no linear: `cargo run --release -p lrqat-common --example kernels -- SEQUENCES TOKENS D HEADS KV_HEADS VOCAB
-//! [--threads T] [--seconds S] [--device cpu|cuda]`. Prints one JSON line: of each op the milliseconds of the median call, and
-//! what it has to move and compute at least: bytes, and FLOPs of bf16 products.
+//! Times what is no linear: `cargo run --release -p lrqat-common --example kernels -- SEQUENCES TOKENS D INNER HEADS KV_HEADS
+//! VOCAB [--threads T] [--seconds S] [--device cpu|cuda]`. Prints one JSON line: of each op the milliseconds of the median call,
+//! what it has to move and compute at least (bytes, and FLOPs of bf16 products), and on a GPU the time of each kernel.
+
+mod shared;
 
 use std::time::Instant;
 
-use common::compute::backend::{AdamStep, Backend, Head, Heads, Loss, RowLoss, Weight};
+use common::compute::backend::{AdamStep, Branch, Head, Heads, Loss, RowLoss, Weight};
 use common::compute::cpu::Cpu;
-use common::compute::cuda::{Cuda, Fitting};
+use common::compute::cuda::{Cuda, Fitting, Time};
 use common::format::tensor::{Dtype, Tensor};
 use common::quant::fit::Fit;
 use half::bf16;
+use shared::{Timed, json, random};
 
 /// Trained numbers of the optimizer's row.
 const TRAINED: usize = 1 << 24;
@@ -24,17 +27,17 @@ fn main() {
             "--threads" => threads = value().parse().expect("--threads takes a number"),
             "--seconds" => seconds = value().parse().expect("--seconds takes a number"),
             "--device" => gpu = value() == "cuda",
-            number => numbers.push(number.parse::<usize>().expect("the shape is six numbers")),
+            number => numbers.push(number.parse::<usize>().expect("the shape is seven numbers")),
         }
     }
-    let shape: [usize; 6] = numbers.try_into().expect("kernels SEQUENCES TOKENS D HEADS KV_HEADS VOCAB");
+    let shape: [usize; 7] = numbers.try_into().expect("kernels SEQUENCES TOKENS D INNER HEADS KV_HEADS VOCAB");
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("the first pool");
     match gpu {
         false => time(&Cpu::<bf16>::new(), shape, seconds).print(),
         true => {
             let timed = Cuda::open().and_then(|cuda| {
                 let mut to = time(&cuda, shape, seconds);
-                time_fit(&cuda, &mut to, Fitting::open()?);
+                time_fit(&mut to, Fitting::open()?);
                 Ok(to)
             });
             match timed {
@@ -58,25 +61,41 @@ impl Rows {
         println!("{{{}}}", self.printed.join(", "));
     }
 
-    /// Calls it until `seconds` have passed, five times at least.
-    fn time<B: Backend>(&mut self, b: &B, name: &str, bytes: usize, flops: usize, mut call: impl FnMut()) {
+    /// An op of a backend.
+    fn time<B: Timed>(&mut self, b: &B, name: &str, bytes: usize, flops: usize, mut call: impl FnMut()) {
         let nothing = [b.zeros(1).expect("memory")];
-        let mut times = Vec::new();
-        let begun = Instant::now();
-        while times.len() < 5 || begun.elapsed().as_secs_f64() < self.seconds {
-            let one = Instant::now();
+        self.median(name, bytes, flops, || {
             call();
             // A device that runs behind the host answers when it is done.
             b.square_sums(&nothing).expect("the device works");
+        });
+        self.kernels(&b.times(&mut call));
+    }
+
+    /// Calls it until `seconds` have passed, five times at least; once if there are none.
+    fn median(&mut self, name: &str, bytes: usize, flops: usize, mut call: impl FnMut()) {
+        let mut times = Vec::new();
+        let begun = Instant::now();
+        let least = if self.seconds > 0.0 { 5 } else { 1 };
+        while times.len() < least || begun.elapsed().as_secs_f64() < self.seconds {
+            let one = Instant::now();
+            call();
             times.push(one.elapsed().as_secs_f64() * 1e3);
         }
         times.sort_by(f64::total_cmp);
         let ms = times[times.len() / 2];
         self.printed.push(format!("\"{name}\": {{\"ms\": {ms:.4}, \"bytes\": {bytes}, \"flops\": {flops}}}"));
     }
+
+    /// Of the op that was timed last.
+    fn kernels(&mut self, times: &[Time]) {
+        let op = self.printed.last_mut().expect("an op was timed");
+        op.pop();
+        *op += &format!(", {}}}", json(times));
+    }
 }
 
-fn time<B: Backend>(b: &B, [sequences, tokens, d, heads, kv_heads, vocab]: [usize; 6], seconds: f64) -> Rows {
+fn time<B: Timed>(b: &B, [sequences, tokens, d, inner, heads, kv_heads, vocab]: [usize; 7], seconds: f64) -> Rows {
     let rows = sequences * tokens;
     let (all, wide) = (rows * d, d / heads * kv_heads);
     let buffer = |seed, len| b.upload(&random(seed, len)).expect("memory");
@@ -118,6 +137,19 @@ fn time<B: Backend>(b: &B, [sequences, tokens, d, heads, kv_heads, vocab]: [usiz
         b.attention_backward(&q, &k, &v, &out, &lse, of, &segments, &dout, &mut dq, &mut dk, &mut dv);
     });
 
+    let weights = Tensor::from_f32(&random(16, inner * d), Dtype::BF16, vec![inner, d]);
+    let weights = b.freeze(&weights).expect("memory");
+    let float = |n, k| -> Weight<B> { Weight::Float { w: &weights, n, k } };
+    let [mut gate, mut up, mut hidden] = [17, 18, 19].map(|seed| activation(seed, rows * inner));
+    let (product, moved) = (2 * all * inner, rows * inner * 2);
+    to.time(b, "gate, up and SwiGLU", 3 * moved, 2 * product, || {
+        b.swiglu_forward(&q, rows, [float(inner, d), float(inner, d)], Some([&mut gate, &mut up]), &mut hidden);
+    });
+    to.time(b, "down and SwiGLU, backward", 6 * moved, product, || {
+        let down = Branch { weight: float(d, inner), dy: &dout, grads: None };
+        b.swiglu_backward(&hidden, rows, down, &mut gate, &mut up);
+    });
+
     let weight: Weight<B> = Weight::Float { w: &table, n: vocab, k: d };
     let mut losses = vec![RowLoss::default(); rows];
     to.time(b, "head and loss", rows * vocab * 6, 4 * rows * vocab * d, || {
@@ -136,22 +168,14 @@ fn time<B: Backend>(b: &B, [sequences, tokens, d, heads, kv_heads, vocab]: [usiz
 }
 
 /// What `ptq-init` does with a linear: the weights are sent, fitted, and their grids come back.
-fn time_fit(cuda: &Cuda, to: &mut Rows, mut gpu: Fitting) {
+fn time_fit(to: &mut Rows, mut gpu: Fitting) {
     const K: usize = 4096;
     let w = Tensor::from_f32(&random(15, TRAINED), Dtype::BF16, vec![TRAINED / K, K]);
     for (name, how) in [("ptq-init, minmax", Fit::MinMax), ("ptq-init, lp:3", Fit::Lp(3.0))] {
-        to.time(cuda, name, 2 * TRAINED, 0, || {
+        let fit = |gpu: &mut Fitting| {
             gpu.fit(&w, K, "w4g128".parse().expect("a scheme"), how).expect("the device works");
-        });
+        };
+        to.median(name, 2 * TRAINED, 0, || fit(&mut gpu));
+        to.kernels(&gpu.times(fit).expect("the device works"));
     }
-}
-
-/// Numbers from -1 to 1.
-fn random(seed: u32, len: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / 8_388_608.0 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
 }

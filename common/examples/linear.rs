@@ -1,15 +1,19 @@
 //! Times a quantized linear: `cargo run --release -p lrqat-common --example linear -- ROWS N K [--threads T] [--seconds S]
 //! [--scheme w4pc] [--rank 32] [--device cpu|cuda]`. Prints one JSON line: milliseconds of the fastest and of the median call
-//! for round(Z), the forward pass without and with it, dx alone, and dx with the gradients of A, B and s; in bf16.
+//! for round(Z), the forward pass without and with it, dx alone, and dx with the gradients of A, B and s; in bf16. On a GPU
+//! also the milliseconds of each kernel of the last.
+
+mod shared;
 
 use std::time::Instant;
 
-use common::compute::backend::{Backend, Branch, Gradients, LowRank, Output, Weight};
+use common::compute::backend::{Branch, Gradients, LowRank, Output, Weight};
 use common::compute::cpu::Cpu;
 use common::compute::cuda::Cuda;
 use common::format::tensor::{Dtype, Tensor};
 use common::quant::{Phi, Scheme};
 use half::bf16;
+use shared::{Timed, json, random};
 
 fn main() {
     let mut numbers = Vec::new();
@@ -41,7 +45,7 @@ fn main() {
     }
 }
 
-fn time<B: Backend>(backend: &B, [rows, n, k]: [usize; 3], scheme: Scheme, rank: usize, seconds: f64) {
+fn time<B: Timed>(backend: &B, [rows, n, k]: [usize; 3], scheme: Scheme, rank: usize, seconds: f64) {
     let random = |seed, len| backend.upload(&random(seed, len)).expect("memory");
     let activation = |seed, len| {
         let mut to = backend.activation(len).expect("memory");
@@ -75,6 +79,12 @@ fn time<B: Backend>(backend: &B, [rows, n, k]: [usize; 3], scheme: Scheme, rank:
     let (mut y, mut dx) = (activation(0, rows * n), activation(0, rows * k));
     let nothing = [backend.zeros(1).expect("memory")];
     let (mut ds, mut da, mut db) = (random(0, sizes[0]), random(0, sizes[1]), random(0, sizes[2]));
+    let mut gradients = activation(0, rows * k);
+    let mut backward = || {
+        let grads = Some(Gradients { scale: Some(&mut ds), factors: Some([&mut da, &mut db]) });
+        let branch = Branch { weight: weight(Some(&integers)), dy: &dy, grads };
+        backend.linears_backward(&x, rows, [branch], Output::Activation(&mut gradients));
+    };
     let mut times = [const { Vec::new() }; 5];
     let begun = Instant::now();
     while times[0].len() < 5 || begun.elapsed().as_secs_f64() < seconds {
@@ -95,17 +105,16 @@ fn time<B: Backend>(backend: &B, [rows, n, k]: [usize; 3], scheme: Scheme, rank:
         let branch = Branch { weight: weight(Some(&integers)), dy: &dy, grads: None };
         backend.linears_backward(&x, rows, [branch], Output::Activation(&mut dx));
         done(3);
-        let grads = Some(Gradients { scale: Some(&mut ds), factors: Some([&mut da, &mut db]) });
-        let branch = Branch { weight: weight(Some(&integers)), dy: &dy, grads };
-        backend.linears_backward(&x, rows, [branch], Output::Activation(&mut dx));
+        backward();
         done(4);
     }
+    let kernels = backend.times(&mut backward);
     print!("{{\"shape\": [{rows}, {n}, {k}], \"threads\": {}", rayon::current_num_threads());
     for (part, times) in ["round", "forward", "forward_rounded", "dx", "backward"].iter().zip(&mut times) {
         times.sort_by(f64::total_cmp);
         print!(", \"{part}\": {{\"best\": {:.3}, \"median\": {:.3}}}", times[0], times[times.len() / 2]);
     }
-    println!("}}");
+    println!(", {}}}", json(&kernels));
 }
 
 fn phi(scheme: Scheme, n: usize, k: usize) -> Tensor {
@@ -115,14 +124,4 @@ fn phi(scheme: Scheme, n: usize, k: usize) -> Tensor {
         Phi::Q.pack_row(scheme, &x, packed);
     }
     Tensor::owned(packed, Dtype::I8, vec![n, k])
-}
-
-/// Numbers from -1 to 1.
-fn random(seed: u32, len: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / 8_388_608.0 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
 }

@@ -269,10 +269,11 @@ fn child() -> Option<(u64, PathBuf)> {
     Some((run.parse().ok()?, reports.into()))
 }
 
-/// Beside the test's binary, where cargo has put the library too: it is a dependency of the test.
+/// Beside the library, which cargo has put where it puts dependencies: beside a test, below an example or a tool.
 fn directory() -> io::Result<PathBuf> {
     let executable = env::current_exe()?;
-    let directory = executable.ancestors().skip(1).find(|above| above.join(LIBRARY).exists());
+    let mut places = executable.ancestors().skip(1).flat_map(|above| [above.to_path_buf(), above.join("deps")]);
+    let directory = places.find(|place| place.join(LIBRARY).exists());
     let directory =
         directory.ok_or_else(|| io::Error::other(format!("no {LIBRARY} beside {}", executable.display())))?;
     Ok(directory.join("gpu-emulator"))

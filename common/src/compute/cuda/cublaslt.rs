@@ -87,7 +87,9 @@ impl CublasLt {
             Some(plan) => Ok(plan),
             None => self.plan(&key).map(|plan| &*planned.entry(key).or_insert(plan)),
         };
-        if let Err(CublasError(status)) = plan.and_then(|plan| self.multiply(gpu, p, plan, x, y, to)) {
+        let name = format_args!("product {} × {} × {}", p.m, p.n, p.k);
+        let multiply = |plan| gpu.timer().around(gpu, name, || self.multiply(gpu, p, plan, x, y, to));
+        if let Err(CublasError(status)) = plan.and_then(multiply) {
             gpu.fail(format!("cuBLASLt: {status:?}: {p:?}"), "install another version of it, or use --device cpu");
         }
     }

@@ -6,6 +6,7 @@ use super::gpu::{Gpu, Grid as Blocks};
 use super::launch::{Argument, kernels};
 use super::memory::{Memory, Staging};
 use super::open;
+use super::times::Time;
 use super::weight::stored_kind;
 use crate::error::Result;
 use crate::format::tensor::Tensor;
@@ -57,6 +58,12 @@ impl Fitting {
     pub fn open() -> Result<Fitting> {
         let gpu = Arc::new(open::gpu()?);
         Ok(Fitting { kernels: Kernels::load(&gpu)?, staging: Staging::new(&gpu)?, gpu })
+    }
+
+    /// What `call` does on the GPU, kernel by kernel.
+    pub fn times(&mut self, call: impl FnOnce(&mut Fitting)) -> Result<Vec<Time>> {
+        let gpu = self.gpu.clone();
+        gpu.times(|| call(self))
     }
 
     /// Does the GPU find the scales that the CPU finds? Of the powers these two are products. |w|^p of any other is what the C

@@ -13,6 +13,7 @@ use cudarc::driver::sys::{CUresult, CUstream};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result};
 
 use super::memory::{Mut, Ref};
+use super::times::{Time, Timer};
 use crate::error::{Error, Result};
 
 /// Most blocks along y.
@@ -28,6 +29,7 @@ pub struct Gpu {
     failure: Mutex<Option<Failure>>,
     held: AtomicU64,
     peak: AtomicU64,
+    timer: Timer,
 }
 
 struct Failure {
@@ -63,7 +65,7 @@ impl Gpu {
         let stream = context.new_stream()?;
         let name = context.name()?;
         let (failure, held, peak) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Gpu { context, stream, name, capability, failure, held, peak })
+        Ok(Gpu { context, stream, name, capability, failure, held, peak, timer: Timer::default() })
     }
 
     /// What the driver refused, as an error.
@@ -91,7 +93,7 @@ impl Gpu {
     pub fn work(&self, doing: &str, submit: impl FnOnce(CUstream) -> Result<(), DriverError>) {
         if !self.failed() {
             let bound = self.context.bind_to_thread();
-            self.note(doing, bound.and_then(|()| submit(self.stream.cu_stream())));
+            self.note(doing, bound.and_then(|()| self.timer.around(self, doing, || submit(self.stream.cu_stream()))));
         }
     }
 
@@ -160,9 +162,24 @@ impl Gpu {
 
     /// Waits until all work is done.
     pub fn wait(&self) -> Result<()> {
-        // SAFETY: the stream lives as long as this.
-        self.work("its work", |stream| unsafe { result::stream::synchronize(stream) });
+        self.check()?;
+        self.note("its work", self.stream.synchronize());
         self.check()
+    }
+
+    /// What `call` hands to the stream, and the time that the GPU takes for it.
+    pub fn times(&self, call: impl FnOnce()) -> Result<Vec<Time>> {
+        self.wait()?;
+        self.timer.start();
+        call();
+        let times = self.timer.stop();
+        self.check()?;
+        times.map_err(|error| self.error("timing", error))
+    }
+
+    /// The timer, for work that a library hands to the stream.
+    pub fn timer(&self) -> &Timer {
+        &self.timer
     }
 
     /// Memory is held, or no longer.

@@ -22,8 +22,10 @@ mod scratch;
 mod state;
 #[cfg(test)]
 mod tests;
+mod times;
 mod weight;
 
 pub use fit::Fitting;
 pub use open::present;
 pub use state::Cuda;
+pub use times::Time;

@@ -11,6 +11,7 @@ use super::memory::{GRANULE, Memory, Ref, Staging, bytes_of};
 use super::optimizer::{self, Part};
 use super::product::Products;
 use super::scratch::{Scratch, Table};
+use super::times::Time;
 use super::{adapter, attention, cublaslt, head, linear, open, weight};
 use crate::compute::backend::{Extent, Heads, Training};
 use crate::error::Result;
@@ -59,6 +60,11 @@ pub struct Rotations {
 pub const CONTEXT: u64 = 512 << 20;
 
 impl Cuda {
+    /// What `call` does on the GPU, kernel by kernel.
+    pub fn times(&self, call: impl FnOnce()) -> Result<Vec<Time>> {
+        self.gpu.times(call)
+    }
+
     /// The first GPU, or what is missing.
     pub fn open() -> Result<Cuda> {
         let gpu = Arc::new(open::gpu()?);
