@@ -4,7 +4,10 @@
 //! Bound by arithmetic. In units of the scale, t = |w|/s lies |max(t − round(t), t − L)| from the grid, where L is the
 //! grid's end on the side of w: six operations of AVX-512 a weight and candidate, with p = 3. [`LANES`] candidates lie
 //! side by side in a register, so that nothing is summed across one; a block of them is left as soon as all its sums
-//! are beyond the least so far, which changes no result, since no summand is negative.
+//! are beyond the least so far, which changes no result, since no summand is negative. Most blocks are not even begun: what
+//! their widest grid clips of the two outermost weights is more than the least.
+
+use std::array;
 
 use super::lanes::{self, ARCH, LANES};
 use super::{Scheme, fit::Grid, grid};
@@ -15,6 +18,8 @@ const THRESHOLDS: usize = 100;
 const MAX_SKEW: i32 = 4;
 /// Weights that are summed up in f32; the sums of parts are added in f64.
 const PART: usize = 64;
+/// Part of an outermost weight: more than what rounding makes of it and of its error.
+const MARGIN: f32 = 1e-4;
 
 /// Steps of the zero point to either side.
 pub fn skew(scheme: Scheme) -> i32 {
@@ -27,8 +32,8 @@ pub struct Search {
     p: f32,
     /// The candidates, by threshold and then by zero point: the fraction of the threshold, and the steps that the zero
     /// point is moved. Before them the first stands again, so that they fill whole blocks.
-    fractions: Vec<f32>,
-    skews: Vec<f32>,
+    fractions: Vec<[f32; LANES]>,
+    skews: Vec<[f32; LANES]>,
     /// |w| of the weights above zero, and of those below.
     above: Vec<f32>,
     below: Vec<f32>,
@@ -42,14 +47,19 @@ struct Block {
     /// The grid's ends above and below zero, in steps.
     ends: [[f32; LANES]; 2],
     /// s^p
-    unit: [f64; LANES],
+    unit: Errors,
 }
 
-/// What the candidates of a group have in common.
+/// A number for each candidate of a block, in registers of f64.
+type Errors = [[f64; LANES / 2]; 2];
+
+/// What the candidates of a group have in common: its outermost weights and the ends of its grids.
 #[derive(Clone, Copy)]
 struct Span {
     min: f32,
     max: f32,
+    qmin: f32,
+    qmax: f32,
 }
 
 impl Search {
@@ -59,13 +69,15 @@ impl Search {
         let all = THRESHOLDS * (2 * skew + 1) as usize;
         let filled = std::iter::repeat_n((1, -skew), all.next_multiple_of(LANES) - all).chain(candidates);
         let fraction = |i| (i as f64 / THRESHOLDS as f64) as f32;
-        let (fractions, skews) = filled.map(|(i, k)| (fraction(i), k as f32)).unzip();
+        let (fractions, skews): (Vec<f32>, Vec<f32>) = filled.map(|(i, k)| (fraction(i), k as f32)).unzip();
+        let blocks = |of: Vec<f32>| of.as_chunks().0.to_vec();
+        let (fractions, skews) = (blocks(fractions), blocks(skews));
         Search { scheme, p, fractions, skews, above: Vec::new(), below: Vec::new(), first: usize::MAX }
     }
 
     /// The best grid of a group that is not all zeros.
     pub fn best(&mut self, w: &[f32], min: f32, max: f32) -> Grid {
-        let span = Span { min, max };
+        let span = Span { min, max, qmin: self.scheme.qmin(), qmax: self.scheme.qmax() };
         match self.p {
             2.0 => self.dispatch(w, span, Square),
             3.0 => self.dispatch(w, span, Cube),
@@ -91,34 +103,48 @@ impl Search {
     #[inline(always)]
     fn search(&mut self, w: &[f32], span: Span, norm: impl Norm, loops: impl Loops) -> Grid {
         self.split(w, loops);
-        let blocks = self.fractions.len() / LANES;
+        let blocks = self.fractions.len();
         let first = self.first.min(blocks - 1);
-        let (mut least, mut chosen) = (f64::INFINITY, 0);
+        let (mut least, mut chosen) = (f64::INFINITY, (0, 0));
         for b in [first].into_iter().chain((0..blocks).rev().filter(|b| *b != first)) {
+            // The grids of the blocks that follow are narrower still.
+            if least < f64::INFINITY && self.clipped(b, span, norm) > least {
+                break;
+            }
             let Some(errors) = self.errors(&self.block(b, span, norm), least, norm, loops) else { continue };
-            for (lane, e) in errors.into_iter().enumerate() {
-                let c = b * LANES + lane;
-                if e < least || (e == least && c < chosen) {
-                    (least, chosen, self.first) = (e, c, b);
-                }
+            let (lane, e) = loops.first_least(&errors);
+            if e < least || (e == least && (b, lane) < chosen) {
+                (least, chosen, self.first) = (e, (b, lane), b);
             }
         }
-        if self.scheme.asymmetric { self.asymmetric(chosen, span) } else { self.symmetric(chosen, span) }
+        self.grid(chosen, span)
+    }
+
+    /// Less than the error of any candidate of a block: what its widest grid leaves outside of the two outermost weights.
+    #[inline(always)]
+    fn clipped(&self, block: usize, span: Span, norm: impl Norm) -> f64 {
+        let scale = self.grid((block, LANES - 1), span).scale;
+        let Span { min, max, qmin, qmax } = span;
+        let (min, max) = (min * (1.0 - MARGIN), max * (1.0 - MARGIN));
+        let [above, below] = if self.scheme.asymmetric {
+            // Wherever the zero point is: a + b is known, and a^p + b^p is least at a = b, or with p < 1 at b = 0.
+            let outside = (max - min) - scale * (qmax - qmin);
+            if self.p < 1.0 { [outside, 0.0] } else { [outside / 2.0; 2] }
+        } else {
+            [max - scale * qmax, scale * qmin - min]
+        };
+        let lost = |outside: f32| norm.unit(f64::from(if outside > 0.0 { outside } else { 0.0 }));
+        lost(above) + lost(below)
     }
 
     /// The error of each candidate, or none if all of them are beyond `least`.
     #[inline(always)]
-    fn errors(&self, block: &Block, least: f64, norm: impl Norm, loops: impl Loops) -> Option<[f64; LANES]> {
-        let mut errors = [0.0; LANES];
+    fn errors(&self, block: &Block, least: f64, norm: impl Norm, loops: impl Loops) -> Option<Errors> {
+        let mut errors = Errors::default();
         for (weights, end) in [&self.above, &self.below].into_iter().zip(&block.ends) {
             for part in weights.chunks(PART) {
                 let sums = loops.sums(part, &block.inverse, end, norm);
-                let mut within = false;
-                for lane in 0..LANES {
-                    errors[lane] += f64::from(sums[lane]) * block.unit[lane];
-                    within |= errors[lane] <= least;
-                }
-                if !within {
+                if !loops.add(&mut errors, &sums, &block.unit, least) {
                     return None;
                 }
             }
@@ -132,38 +158,36 @@ impl Search {
         self.above.resize(room, 0.0);
         self.below.resize(room, 0.0);
         let (above, below) = loops.split(w, &mut self.above, &mut self.below);
-        self.above.truncate(above);
-        self.below.truncate(below);
+        // A zero adds nothing, and no sum ends within its chains.
+        for (part, len) in [(&mut self.above, above), (&mut self.below, below)] {
+            let filled = len.next_multiple_of(CHAINS);
+            part[len..filled].fill(0.0);
+            part.truncate(filled);
+        }
     }
 
     #[inline(always)]
     fn block(&self, block: usize, span: Span, norm: impl Norm) -> Block {
-        let (qmin, qmax) = (self.scheme.qmin(), self.scheme.qmax());
         let mut grids = [Grid { scale: 0.0, zero_point: 0.0 }; LANES];
-        if self.scheme.asymmetric {
-            for (lane, grid) in grids.iter_mut().enumerate() {
-                *grid = self.asymmetric(block * LANES + lane, span);
-            }
-        } else {
-            for (lane, grid) in grids.iter_mut().enumerate() {
-                *grid = self.symmetric(block * LANES + lane, span);
-            }
+        for (lane, grid) in grids.iter_mut().enumerate() {
+            *grid = self.grid((block, lane), span);
         }
         Block {
             inverse: grids.map(|g| 1.0 / g.scale),
-            ends: [grids.map(|g| qmax - g.zero_point), grids.map(|g| g.zero_point - qmin)],
-            unit: grids.map(|g| norm.unit(f64::from(g.scale))),
+            ends: [grids.map(|g| span.qmax - g.zero_point), grids.map(|g| g.zero_point - span.qmin)],
+            unit: array::from_fn(|half| array::from_fn(|i| norm.unit(f64::from(grids[half * LANES / 2 + i].scale)))),
         }
     }
 
+    /// That of a candidate: of which block, and where in it.
     #[inline(always)]
-    fn symmetric(&self, candidate: usize, Span { min, max }: Span) -> Grid {
-        Grid::symmetric(max.max(-min), self.fractions[candidate], self.scheme)
-    }
-
-    #[inline(always)]
-    fn asymmetric(&self, candidate: usize, Span { min, max }: Span) -> Grid {
-        Grid::asymmetric(min, max, self.fractions[candidate], self.skews[candidate], self.scheme)
+    fn grid(&self, (block, lane): (usize, usize), Span { min, max, .. }: Span) -> Grid {
+        let fraction = self.fractions[block][lane];
+        if self.scheme.asymmetric {
+            Grid::asymmetric(min, max, fraction, self.skews[block][lane], self.scheme)
+        } else {
+            Grid::symmetric(if max > -min { max } else { -min }, fraction, self.scheme)
+        }
     }
 }
 
@@ -228,6 +252,12 @@ trait Loops: Copy {
 
     /// Σ|t − Q(t)|^p of `weights` ≥ 0 for every candidate.
     fn sums(self, weights: &[f32], inverse: &[f32; LANES], end: &[f32; LANES], norm: impl Norm) -> [f32; LANES];
+
+    /// Adds sums in units of the grids. Is there an error of at most `least`?
+    fn add(self, errors: &mut Errors, sums: &[f32; LANES], unit: &Errors, least: f64) -> bool;
+
+    /// The first candidate with the least error, and that.
+    fn first_least(self, errors: &Errors) -> (usize, f64);
 }
 
 /// As the compiler makes them.
@@ -265,6 +295,22 @@ impl Loops for Plain {
         );
         join(sums)
     }
+
+    #[inline(always)]
+    fn add(self, errors: &mut Errors, sums: &[f32; LANES], unit: &Errors, least: f64) -> bool {
+        let mut within = false;
+        for ((error, sum), unit) in errors.as_flattened_mut().iter_mut().zip(sums).zip(unit.as_flattened()) {
+            *error += f64::from(*sum) * unit;
+            within |= *error <= least;
+        }
+        within
+    }
+
+    #[inline(always)]
+    fn first_least(self, errors: &Errors) -> (usize, f64) {
+        let errors = errors.as_flattened().iter().enumerate();
+        errors.fold((0, f64::INFINITY), |least, (i, e)| if *e < least.1 { (i, *e) } else { least })
+    }
 }
 
 /// Hands out the weights, each with the chain that it is added to.
@@ -283,19 +329,19 @@ fn for_each(weights: &[f32], sums: &mut [[f32; LANES]; CHAINS], add: impl Fn(f32
 
 #[inline(always)]
 fn join([a, b, c, d]: [[f32; LANES]; CHAINS]) -> [f32; LANES] {
-    std::array::from_fn(|lane| (a[lane] + b[lane]) + (c[lane] + d[lane]))
+    array::from_fn(|lane| (a[lane] + b[lane]) + (c[lane] + d[lane]))
 }
 
 /// The same to the bit: t − round(t), the larger of two with its sign cleared, and moving some elements of a register
 /// together are one instruction each.
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use std::arch::x86_64::{__m512, _CMP_GE_OQ};
+    use std::arch::x86_64::{__m256, __m512, __m512d, _CMP_EQ_OQ, _CMP_GE_OQ, _CMP_LE_OQ};
 
     use pulp::cast;
     use pulp::x86::V4;
 
-    use super::{CHAINS, LANES, Loops, Norm, Plain, for_each, join};
+    use super::{CHAINS, Errors, LANES, Loops, Norm, Plain, for_each, join};
 
     /// Of VREDUCEPS: multiples of 2^0, half to even, no exceptions.
     const TO_WHOLE: i32 = 0b1000;
@@ -340,6 +386,27 @@ mod avx512 {
                 },
             );
             join(sums)
+        }
+
+        #[inline(always)]
+        fn add(self, errors: &mut Errors, sums: &[f32; LANES], unit: &Errors, least: f64) -> bool {
+            let sums: [__m256; 2] = cast(*sums);
+            let mut within = 0;
+            for half in 0..2 {
+                let added = self.avx512f._mm512_mul_pd(self.avx512f._mm512_cvtps_pd(sums[half]), cast(unit[half]));
+                let error = self.avx512f._mm512_add_pd(cast(errors[half]), added);
+                within |= self.avx512f._mm512_cmp_pd_mask::<_CMP_LE_OQ>(error, self.avx512f._mm512_set1_pd(least));
+                errors[half] = cast(error);
+            }
+            within != 0
+        }
+
+        #[inline(always)]
+        fn first_least(self, errors: &Errors) -> (usize, f64) {
+            let [low, high]: [__m512d; 2] = cast(*errors);
+            let least = self.avx512f._mm512_reduce_min_pd(self.avx512f._mm512_min_pd(low, high));
+            let lanes = |half| self.avx512f._mm512_cmp_pd_mask::<_CMP_EQ_OQ>(half, self.avx512f._mm512_set1_pd(least));
+            ((u32::from(lanes(low)) | u32::from(lanes(high)) << (LANES / 2)).trailing_zeros() as usize, least)
         }
     }
 }
