@@ -258,6 +258,7 @@ fn lose_nothing(calls: fn(u64) -> u64, allocations: fn(u64) -> u64) {
     let report = ok(&Device::new(), &dir, &format!("{line} whole"));
     let whole = dir.contents("whole");
     let whole = &whole[std::path::Path::new("trained.safetensors")];
+    eprintln!("{} calls, {} allocations", report.calls, report.allocations);
     let each = |count: u64, step: u64| (1..=count).step_by(step as usize);
     let calls = each(report.calls, calls(report.calls)).map(|n| Device::new().fail_call(n));
     let allocations =

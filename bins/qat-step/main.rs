@@ -63,7 +63,7 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
             let planned = fits(backend, &mut holding)?;
             train(args, &job, backend, &part, record, begun, (planned, holding.keep_integers))?;
             finish(part)?;
-            let whose = if backend.memory().is_some() { "of the GPU" } else { "resident" };
+            let whose = if backend.peak_memory().is_some() { "of the GPU" } else { "resident" };
             cli::say(&args.common, "qat-step", format!("peak {whose} {}", plan::mib(peak_memory(backend))));
         }
     }
@@ -73,14 +73,14 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
 /// The planned bytes. Refuses what the device cannot hold, before the system ends the process in the middle of it. A device
 /// with memory of its own, which nobody else wants, keeps all integers from step to step if they fit.
 fn fits<B: Backend>(backend: &B, holding: &mut Holding) -> Result<u64> {
-    let room = backend.memory().map(|memory| memory.room).or_else(memory::installed);
-    if let Some(memory) = backend.memory() {
+    let of_device = backend.room()?;
+    if let Some(room) = of_device {
         holding.keep_integers = true;
-        holding.keep_integers = plan::total(&plan::plan::<B>(holding)) <= memory.room;
+        holding.keep_integers = plan::total(&plan::plan::<B>(holding)) <= room;
     }
     let planned = plan::total(&plan::plan::<B>(holding));
-    let whose = if backend.memory().is_some() { "the GPU's free" } else { "this machine's" };
-    match room {
+    let whose = if of_device.is_some() { "the GPU's free" } else { "this machine's" };
+    match of_device.or_else(memory::installed) {
         Some(room) if planned > room => Err(Error::usage(
             format!("the run would hold {}, expected at most {whose} {}", plan::mib(planned), plan::mib(room)),
             "lower --batch (and raise --accum) or --seq; --plan shows what takes how much",
@@ -91,7 +91,7 @@ fn fits<B: Backend>(backend: &B, holding: &mut Holding) -> Result<u64> {
 
 /// The most bytes that were held where the plan counts them.
 fn peak_memory<B: Backend>(backend: &B) -> u64 {
-    backend.memory().map_or_else(memory::peak_resident, |memory| memory.peak)
+    backend.peak_memory().unwrap_or_else(memory::peak_resident)
 }
 
 /// Trains from the last save, or from the start, and writes the finished files beside the saves.

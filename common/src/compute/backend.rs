@@ -225,15 +225,6 @@ pub struct AdamStep {
     pub grad_factor: f32,
 }
 
-/// Memory of a device that has its own.
-#[derive(Debug, Clone, Copy)]
-pub struct DeviceMemory {
-    /// The most bytes that were held at a time.
-    pub peak: u64,
-    /// Bytes that are free, or held by this program already.
-    pub room: u64,
-}
-
 pub trait Backend: Sync {
     /// f32 on the device: parameters, gradients, the residual stream.
     type Buffer: Send + Sync;
@@ -441,8 +432,12 @@ pub trait Backend: Sync {
         v: &mut [Self::Buffer],
     );
 
-    /// None where the device's memory is the host's.
-    fn memory(&self) -> Option<DeviceMemory> {
+    /// The most bytes that were held at a time; none where the device's memory is the host's.
+    fn peak_memory(&self) -> Option<u64> {
         None
+    }
+    /// Bytes of the device that are free, or held by this program already; none where its memory is the host's.
+    fn room(&self) -> Result<Option<u64>> {
+        Ok(None)
     }
 }

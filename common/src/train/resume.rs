@@ -74,7 +74,7 @@ impl<'a> Saves<'a> {
         let state = State { step, making: self.making.clone(), compute_path: backend.path() };
         let (trained, moments) = (of_params(params), of_moments(params, moments));
         let part = self.part.path().to_path_buf();
-        if backend.memory().is_none() {
+        if backend.peak_memory().is_none() {
             // A copy would be as much memory again.
             let save = Save { part, state, files: [(TRAINED, trained), (OPTIMIZER, moments)] };
             return self.keep_if_saved(save.write(|buffer| Ok(backend.download(buffer)?.into())));

@@ -16,7 +16,7 @@ use super::state::{CONTEXT, Cuda, Rotations};
 use super::weight::stored_kind;
 use super::{optimizer, state, weight};
 use crate::compute::backend::{
-    AdamStep, Backend, Branch, DeviceMemory, Extent, Head, Heads, Loss, Output, RowLoss, TokenScore, Weight,
+    AdamStep, Backend, Branch, Extent, Head, Heads, Loss, Output, RowLoss, TokenScore, Weight,
 };
 use crate::compute::cpu::rope::RopeTable;
 use crate::error::{Error, Result};
@@ -365,9 +365,14 @@ impl Backend for Cuda {
         });
     }
 
-    fn memory(&self) -> Option<DeviceMemory> {
-        let free = self.gpu.context.mem_get_info().map(|(free, _)| free as u64).unwrap_or(0);
-        Some(DeviceMemory { peak: self.gpu.peak(), room: free + self.gpu.held() + CONTEXT })
+    fn peak_memory(&self) -> Option<u64> {
+        Some(self.gpu.peak())
+    }
+
+    fn room(&self) -> Result<Option<u64>> {
+        let free = self.gpu.context.mem_get_info();
+        let (free, _) = free.map_err(|error| self.gpu.error("asking for its free memory", error))?;
+        Ok(Some(free as u64 + self.gpu.held() + CONTEXT))
     }
 }
 
