@@ -51,7 +51,7 @@ impl Fitter {
         match &mut self.search {
             Some(search) => search.best(w, min, max),
             None if self.scheme.asymmetric => Grid::asymmetric(min, max, 1.0, 0.0, self.scheme),
-            None => Grid::symmetric(max.max(-min), 1.0, self.scheme),
+            None => Grid::symmetric(max.max(-min), 1.0, self.scheme.qmax()),
         }
     }
 }
@@ -82,8 +82,8 @@ fn greater(a: f32, b: f32) -> f32 {
 
 impl Grid {
     #[inline(always)]
-    pub(super) fn symmetric(amax: f32, fraction: f32, scheme: Scheme) -> Grid {
-        Grid { scale: (amax * fraction / scheme.qmax()).max(grid::MIN_SCALE), zero_point: 0.0 }
+    pub(super) fn symmetric(amax: f32, fraction: f32, qmax: f32) -> Grid {
+        Grid { scale: greater(amax * fraction / qmax, grid::MIN_SCALE), zero_point: 0.0 }
     }
 
     /// scale = (max − min)/(2^b − 1), zero point = clip(round(qmin − min/scale)), moved by `skew` steps.

@@ -181,12 +181,12 @@ impl Search {
 
     /// That of a candidate: of which block, and where in it.
     #[inline(always)]
-    fn grid(&self, (block, lane): (usize, usize), Span { min, max, .. }: Span) -> Grid {
+    fn grid(&self, (block, lane): (usize, usize), Span { min, max, qmax, .. }: Span) -> Grid {
         let fraction = self.fractions[block][lane];
         if self.scheme.asymmetric {
             Grid::asymmetric(min, max, fraction, self.skews[block][lane], self.scheme)
         } else {
-            Grid::symmetric(if max > -min { max } else { -min }, fraction, self.scheme)
+            Grid::symmetric(if max > -min { max } else { -min }, fraction, qmax)
         }
     }
 }

@@ -38,7 +38,7 @@ fn no_candidate_is_better_than_the_one_found() {
                     Grid::asymmetric(min, max, fraction, skew, scheme)
                 }
                 true => Grid::asymmetric(min, max, fraction, 0.0, scheme),
-                false => Grid::symmetric(max.max(-min), fraction, scheme),
+                false => Grid::symmetric(max.max(-min), fraction, scheme.qmax()),
             });
             let least = least.map(|g| error(&w, g, f64::from(p), scheme)).fold(f64::INFINITY, f64::min);
             assert!(found <= least * (1.0 + 1e-5) + 1e-20, "{word} {p} {n}: {found}, there is {least}");
