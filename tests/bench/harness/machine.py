@@ -28,16 +28,17 @@ def first_line(*command):
         return "unknown"
 
 
-def describe(root):
+def describe():
     flags = cpuinfo("flags").split()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     return {
         "cpu": f"{cpuinfo('model name') or platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GB",
         "flags": " ".join(flag for flag in FLAGS if flag in flags) or "none of interest",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "built": f"{first_line('rustc', '--version')}; commit {first_line('git', '-C', root, 'rev-parse', '--short', 'HEAD')}",
+        "built": first_line("rustc", "--version"),
     }
 
 
 def now():
-    return {"date": datetime.date.today().isoformat(), "load": round(os.getloadavg()[0], 1)}
+    commit = first_line("git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "--short", "HEAD")
+    return {"date": f"{datetime.date.today()}, {commit}", "load": round(os.getloadavg()[0], 1)}

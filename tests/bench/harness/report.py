@@ -142,7 +142,7 @@ def large(r):
 
 def write(path, python):
     found = read()
-    described = next((r["machine"] for r in found.values() if "machine" in r), machine.describe(stages.ROOT))
+    described = next((r["machine"] for r in found.values() if "machine" in r), machine.describe())
     model = ", ".join(sorted({r["model"] for r in found.values() if "model" in r})) or "none"
     lines = [*HEAD.format(cores=os.cpu_count(), model=model, **described).splitlines(), "", *main_table(found), *fits(found)]
     if "tokens" in found.get("growth", {}):

@@ -195,6 +195,8 @@ def product(bench, shape):
 
 def growth(bench):
     """How cost grows: a rate by threads, seconds by tokens, memory by layers and by length beside the plan."""
+    if "numpy" not in bench.pythons:
+        raise Failed("no Python with numpy to make models with (make bench-peers)")
     wrapped, compute = bench.wrapped("w4pc"), ["--compute", "auto"]
     found = {"by_threads": [], "tokens": [], "layers": [], "length": []}
     for threads in dict.fromkeys((1, bench.o.threads)):
