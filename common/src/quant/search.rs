@@ -403,7 +403,9 @@ mod avx512 {
 
         #[inline(always)]
         fn first_least(self, errors: &Errors) -> (usize, f64) {
-            let [low, high]: [__m512d; 2] = cast(*errors);
+            // The second of two where one is no number.
+            let known = |half| self.avx512f._mm512_min_pd(cast(half), self.avx512f._mm512_set1_pd(f64::INFINITY));
+            let [low, high]: [__m512d; 2] = errors.map(known);
             let least = self.avx512f._mm512_reduce_min_pd(self.avx512f._mm512_min_pd(low, high));
             let lanes = |half| self.avx512f._mm512_cmp_pd_mask::<_CMP_EQ_OQ>(half, self.avx512f._mm512_set1_pd(least));
             ((u32::from(lanes(low)) | u32::from(lanes(high)) << (LANES / 2)).trailing_zeros() as usize, least)

@@ -25,7 +25,9 @@ fn error(w: &[f32], g: Grid, p: f64, scheme: Scheme) -> f64 {
 
 #[test]
 fn no_candidate_is_better_than_the_one_found() {
-    for (word, p) in [("w4pc", 3.0), ("w3pc", 2.0), ("w2pc", 2.4), ("w8pc", 4.0), ("w4pcz", 3.0), ("w2pcz", 2.0), ("w3pcz", 0.5)] {
+    for (word, p) in
+        [("w4pc", 3.0), ("w3pc", 2.0), ("w2pc", 2.4), ("w8pc", 4.0), ("w4pcz", 3.0), ("w2pcz", 2.0), ("w3pcz", 0.5)]
+    {
         let scheme: Scheme = word.parse().unwrap();
         let mut search = Search::new(scheme, p);
         for (i, n) in [1, 5, 64, 150, 1000].into_iter().enumerate() {
