@@ -90,6 +90,19 @@ fn avx512_gives_the_same_bits() {
         for part in [parts.0, parts.1] {
             let [ours, plain] = [simd.sums(&part, &inverse, &end, Cube), Plain.sums(&part, &inverse, &end, Cube)];
             assert_eq!(ours.map(f32::to_bits), plain.map(f32::to_bits), "{n}");
+            let unit: Errors = [[0.3; LANES / 2], [0.7; LANES / 2]];
+            for least in [0.0, 1e-3, 1e9] {
+                let (mut here, mut there) = (Errors::default(), Errors::default());
+                let within = simd.add(&mut here, &ours, &unit, least);
+                assert_eq!((within, here), (Plain.add(&mut there, &plain, &unit, least), there), "{n} {least}");
+                assert_eq!(simd.first_least(&here), Plain.first_least(&there));
+            }
         }
+    }
+    // The first of equals, whatever is no number.
+    let mut errors = [[f64::NAN, 2.0, 1.0, 5.0, 1.0, 3.0, 4.0, 1.5], [1.0; LANES / 2]];
+    for first in [2, 4, 8] {
+        assert_eq!((simd.first_least(&errors), Plain.first_least(&errors)), ((first, 1.0), (first, 1.0)));
+        errors.as_flattened_mut()[first] = f64::NAN;
     }
 }

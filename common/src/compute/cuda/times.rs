@@ -47,13 +47,15 @@ impl Timer {
 
     /// Hands work to the stream, between two events while times are taken.
     pub fn around<R>(&self, gpu: &Gpu, name: impl Display, submit: impl FnOnce() -> R) -> R {
-        let mut timed = self.of();
-        let Some(timed) = &mut *timed else { return submit() };
+        if self.of().is_none() {
+            return submit();
+        }
         let now = || gpu.stream.record_event(Some(CU_EVENT_DEFAULT));
         let begin = now();
         let submitted = submit();
         let events = begin.and_then(|begin| Ok([begin, now()?]));
-        gpu.note("timing", events.map(|events| timed.push(Timed { name: name.to_string(), events })));
+        let timed = events.map(|events| Timed { name: name.to_string(), events });
+        gpu.note("timing", timed.map(|timed| self.of().get_or_insert_default().push(timed)));
         submitted
     }
 

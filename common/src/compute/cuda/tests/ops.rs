@@ -4,6 +4,7 @@ use gpu_emulator::Device;
 
 use super::{Case, compare, devices, narrow, random, wide};
 use crate::compute::backend::{Backend, Heads};
+use crate::compute::cuda::Cuda;
 use crate::format::tensor::{Dtype, Tensor};
 
 /// Rounding to bf16 of values up to five times the root mean square: half a unit is 2^-9 of the value.
@@ -160,5 +161,27 @@ fn attention_step() {
             let limit = |name: &str| if name == "out" { 2.0 * ROUNDED } else { 0.0 };
             compare(&format!("{heads:?}"), &Step { heads, tokens: 70 }, limit);
         }
+    });
+}
+
+/// Each kernel by its name; nothing of what was done before or after.
+#[test]
+fn kernels_are_timed() {
+    Device::new().run(|| {
+        let cuda = Cuda::open().unwrap();
+        let x = cuda.upload(&random(1, 64)).unwrap();
+        let (mut y, mut z) = (cuda.activation(64).unwrap(), cuda.zeros(64).unwrap());
+        cuda.round(&x, &mut y, 64);
+        let times = cuda.times(|| {
+            cuda.round(&x, &mut y, 64);
+            cuda.widen(&y, &mut z, 64);
+            cuda.round(&x, &mut y, 64);
+        });
+        cuda.widen(&y, &mut z, 64);
+        let times = times.unwrap();
+        let named: Vec<_> = times.iter().map(|time| (time.name.as_str(), time.calls)).collect();
+        assert_eq!(named, [("round_to_bf16", 2), ("widen_to_f32", 1)]);
+        assert!(times.iter().all(|time| time.ms > 0.0), "{times:?}");
+        assert!(cuda.times(|| ()).unwrap().is_empty());
     });
 }
