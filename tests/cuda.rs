@@ -176,14 +176,14 @@ fn keeps_its_plan(dir: &Dir, input: &str) {
     let moments: u64 = rows.iter().filter(|row| row["what"] == "Adam").map(bytes).sum();
     assert_eq!(plan["on_host"].as_u64(), Some(moments / 2 * 3));
     let planned = plan["total"].as_u64().unwrap() - context;
-    // Room for what is planned, and for no integers besides.
+    // Room for what is planned, and for nothing that is kept besides.
     let (ran, report) = on(&Device::new().memory(planned), dir, &format!("{line} --device auto -o run"));
     assert!(ran.stderr.contains("peak of the GPU"), "{}", ran.stderr);
     ran.ok();
     let (ran, more) = on(&Device::new(), dir, &format!("{line} --device cuda -o more"));
     ran.ok();
-    assert!(more.peak > report.peak, "integers of all blocks");
-    assert!(trained_bytes(dir, "run") == trained_bytes(dir, "more"), "integers that are kept change the result");
+    assert!(more.peak > report.peak, "activations and integers of all blocks");
+    assert!(trained_bytes(dir, "run") == trained_bytes(dir, "more"), "what is kept changes the result");
     assert!(report.launches > 0 && report.peak <= planned, "{} held, {planned} planned", report.peak);
     // Nearly all of it is cuBLASLt's workspace here.
     assert!(report.peak * 10 > planned * 9, "{} held, {planned} planned", report.peak);

@@ -4,6 +4,7 @@ use common::compute::backend::Backend;
 use common::compute::cpu::Cpu;
 use common::compute::cuda::Cuda;
 use common::model::config::{Config, Rope, Scaling};
+use common::model::ledger::Keeping;
 use common::model::names;
 use common::quant::Phi;
 use common::stage::wrapping::{Place, Wrapping};
@@ -37,7 +38,7 @@ fn planned_gb<B: Backend>(config: &Config, recipe: &Recipe, scheme: &str, phi: P
     let floats = FloatBytes { all, embedding: 2 * (config.vocab * config.d) as u64 };
     let scheme = scheme.parse().unwrap();
     let wrapping = &Wrapping { place: Place::Inside { phi }, rank: 32, alpha: 1.0, seed: 0, from_error: false };
-    let holding = Holding { config, scheme, wrapping, floats, recipe, keep_integers: false, taught: None };
+    let holding = Holding { config, scheme, wrapping, floats, recipe, keeping: Keeping::default(), taught: None };
     // In f32, on two threads: the same wherever the test runs.
     let two = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     two.install(|| total(&plan::<B>(&holding))) as f64 / 1e9

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use common::cli::device::DeviceFlags;
 use common::cli::flags::Common;
@@ -77,6 +78,10 @@ pub struct Args {
     /// Save and exit with status 75 after this time: 3h50m, 90s
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     time_limit: Option<Duration>,
+    /// Most memory to plan for: 6GB, 870MiB, or least; what is left of it keeps activations that would be computed again, which
+    /// is faster and changes no byte of the result [default: what the GPU has free; on the CPU half of what is available]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    pub memory: Option<Memory>,
     /// Print what the run would hold in memory, and end
     #[arg(long)]
     pub plan: bool,
@@ -89,6 +94,14 @@ pub struct Args {
     pub common: Common,
 }
 
+/// What --memory says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    Least,
+    /// Bytes.
+    Most(u64),
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LossName {
     Ce,
@@ -99,6 +112,15 @@ enum LossName {
 /// Weight of the mean cross entropy in INT2.1's runs at 2 bits, where the divergence is summed over 2048 positions.
 const LREC_CE: f64 = 120.0;
 const LREC_POSITIONS: f64 = 2048.0;
+
+fn parse_memory(text: &str) -> std::result::Result<Memory, String> {
+    match text {
+        "least" => Ok(Memory::Least),
+        size => {
+            size.parse().map(|size: ByteSize| Memory::Most(size.as_u64())).map_err(|e| format!("{e}; write it as 6GB"))
+        }
+    }
+}
 
 fn parse_time(text: &str) -> std::result::Result<Duration, String> {
     match text.parse() {

@@ -6,6 +6,7 @@ use common::cli;
 use common::compute::backend::Backend;
 use common::error::{Error, Result};
 use common::model::host::{FixedScales, Source};
+use common::model::ledger::Keeping;
 use common::model::teacher::Teacher;
 use common::model::weights::Model;
 use common::stage::checkpoint::{Checkpoint, METRICS, OPTIMIZER};
@@ -205,7 +206,7 @@ impl Resolved {
             wrapping: &self.wrapped.wrapping,
             floats: FloatBytes::of(&self.wrapped)?,
             recipe: &self.recipe,
-            keep_integers: false,
+            keeping: Keeping::default(),
             taught: self.held_teacher()?,
         })
     }

@@ -6,7 +6,7 @@ mod job;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use arguments::Args;
+use arguments::{Args, Memory};
 use common::cli::device::Chosen;
 use common::cli::signals::Signals;
 use common::cli::{self, memory, progress};
@@ -16,6 +16,7 @@ use common::compute::cuda::Cuda;
 use common::data::tokenizer::Tokenizer;
 use common::error::{Error, Result};
 use common::format::atomic::{PartDir, write_file};
+use common::model::ledger::Keeping;
 use common::model::weights::Model;
 use common::stage::checkpoint::{LOSS_CURVE, METRICS, OPTIMIZER, TRAINED};
 use common::stage::record::{self, Begin, Record, Stage};
@@ -47,6 +48,9 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
     let job = Resolved::new(args)?;
     let mut holding = job.holding()?;
     if args.plan {
+        // A GPU that nobody has opened says nothing: the least that a run holds.
+        let room = if B::TABLES_ON_HOST { None } else { half_of_available() };
+        plan::keep_within::<B>(&mut holding, to_fill(args.memory, room));
         let planned = plan::plan::<B>(&holding);
         let on_host = plan::on_host::<B>(&planned);
         let show = if args.common.json { plan::json } else { plan::table };
@@ -60,8 +64,8 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
     match record::begin(args.output(), &record, args.common.force, true)? {
         Begin::Done => {}
         Begin::Write(part) => {
-            let planned = fits(backend, &mut holding)?;
-            train(args, &job, backend, &part, record, begun, (planned, holding.keep_integers))?;
+            let planned = fits(backend, &mut holding, args.memory)?;
+            train(args, &job, backend, &part, record, begun, (planned, holding.keeping))?;
             finish(part)?;
             let whose = if backend.peak_memory().is_some() { "of the GPU" } else { "resident" };
             cli::say(&args.common, "qat-step", format!("peak {whose} {}", plan::mib(peak_memory(backend))));
@@ -70,23 +74,38 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
     cli::print_path(&args.common, args.output())
 }
 
-/// The planned bytes. Refuses what the device cannot hold, before the system ends the process in the middle of it. A device
-/// with memory of its own, which nobody else wants, keeps all integers from step to step if they fit.
-fn fits<B: Backend>(backend: &B, holding: &mut Holding) -> Result<u64> {
+/// Keeps what there is room for; the planned bytes. Refuses what the device cannot hold, before the system ends the process
+/// in the middle of it.
+fn fits<B: Backend>(backend: &B, holding: &mut Holding, memory: Option<Memory>) -> Result<u64> {
     let of_device = backend.room()?;
-    if let Some(room) = of_device {
-        holding.keep_integers = true;
-        holding.keep_integers = plan::total(&plan::plan::<B>(holding)) <= room;
-    }
-    let planned = plan::total(&plan::plan::<B>(holding));
+    let least = plan::total(&plan::plan::<B>(holding));
+    let refuse = |whose: &str, room: u64| {
+        let what = format!("the run would hold {}, expected at most {whose} {}", plan::mib(least), plan::mib(room));
+        Err(Error::usage(what, "lower --batch (and raise --accum) or --seq; --plan shows what takes how much"))
+    };
     let whose = if of_device.is_some() { "the GPU's free" } else { "this machine's" };
-    match of_device.or_else(memory::installed) {
-        Some(room) if planned > room => Err(Error::usage(
-            format!("the run would hold {}, expected at most {whose} {}", plan::mib(planned), plan::mib(room)),
-            "lower --batch (and raise --accum) or --seq; --plan shows what takes how much",
-        )),
-        _ => Ok(planned),
+    let room = of_device.or_else(memory::installed).unwrap_or(u64::MAX);
+    match memory {
+        _ if least > room => return refuse(whose, room),
+        Some(Memory::Most(most)) if least > most => return refuse("--memory", most),
+        _ => {}
     }
+    plan::keep_within::<B>(holding, to_fill(memory, of_device.or_else(half_of_available)).min(room));
+    Ok(plan::total(&plan::plan::<B>(holding)))
+}
+
+/// The bytes that what is kept may fill.
+fn to_fill(memory: Option<Memory>, default: Option<u64>) -> u64 {
+    match memory {
+        Some(Memory::Least) => 0,
+        Some(Memory::Most(bytes)) => bytes,
+        None => default.unwrap_or(0),
+    }
+}
+
+/// Of the host's memory: others want some of it.
+fn half_of_available() -> Option<u64> {
+    Some(memory::available()? / 2)
 }
 
 /// The most bytes that were held where the plan counts them.
@@ -102,7 +121,7 @@ fn train<B: Backend>(
     part: &PartDir,
     record: Record,
     begun: Instant,
-    (planned, keep_integers): (u64, bool),
+    (planned, keeping): (u64, Keeping),
 ) -> Result<()> {
     if part.join(record::FILE).is_file() {
         match Stage::read(part.path()) {
@@ -157,7 +176,7 @@ fn train<B: Backend>(
         save_every: args.save_every,
         until: job.until,
         dropout: job.wrapped.wrapping.dropout(),
-        keep_integers,
+        keeping,
         stop: &stop,
         each: &mut each,
         peak_memory: &|| peak_memory(backend),

@@ -1,9 +1,10 @@
 //! To the bit: the forward pass with Φ0, A, B and s against that with the folded integers; and training, on any
-//! number of threads.
+//! number of threads, and whatever is kept for the backward pass.
 
 use common::compute::cpu::element::Element;
 use common::model::forward::Batch;
 use common::model::host::Source;
+use common::model::ledger::Keeping;
 use common::quant::Phi;
 use common::train::optimizer::{self, Moments};
 use common::train::recipe::Recipe;
@@ -50,6 +51,29 @@ fn check_folding<E: Element>(source: &dyn Source, batch: &Batch) {
         (hidden, loss.to_bits())
     };
     assert!(scores(source) == scores(&FoldedSource(source)));
+}
+
+#[test]
+fn what_is_kept_changes_no_bit() {
+    for random in randoms() {
+        check_kept::<f32>(&random, &random.batch(&[128, 57]));
+        check_kept::<bf16>(&random, &random.batch(&[128, 57]));
+    }
+}
+
+/// Of two blocks.
+fn check_kept<E: Element>(source: &dyn Source, batch: &Batch) {
+    let least = Runner::<E>::in_type(source, batch).gradients(batch);
+    for (attention, gate_up, integers) in [(1, 0, false), (2, 0, true), (2, 1, false), (2, 2, true)] {
+        let keeping = Keeping { attention, gate_up, integers };
+        let mut runner = Runner::<E>::keeping(source, batch, keeping);
+        // Twice, with the integers that were kept of the first time.
+        for _ in 0..2 {
+            let (loss, grads) = runner.gradients(batch);
+            assert_eq!(loss.to_bits(), least.0.to_bits(), "{keeping:?}");
+            assert!(grads.iter().zip(&least.1).all(|(a, b)| bits(a) == bits(b)), "{keeping:?}");
+        }
+    }
 }
 
 #[test]

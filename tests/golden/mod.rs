@@ -21,7 +21,7 @@ use common::compute::cpu::aligned::Aligned;
 use common::compute::cpu::element::Element;
 use common::model::forward::Batch;
 use common::model::host::{HostLowRank, Source};
-use common::model::ledger::{Activations, Pass};
+use common::model::ledger::{Activations, Keeping, Pass};
 use common::model::weights::Model;
 
 /// A model on the CPU with the buffers of its passes.
@@ -40,10 +40,15 @@ impl Runner {
 
 impl<E: Element> Runner<E> {
     fn in_type(source: &dyn Source, batch: &Batch) -> Runner<E> {
+        Runner::keeping(source, batch, Keeping::default())
+    }
+
+    fn keeping(source: &dyn Source, batch: &Batch, keeping: Keeping) -> Runner<E> {
         let cpu = Cpu::new();
         let longest = batch.segments.windows(2).map(|w| w[1] - w[0]).max().unwrap();
         let model = Model::load(&cpu, source, longest).unwrap();
-        let acts = Activations::lengths(&model.config, batch.rows(), true).allocate(&cpu).unwrap();
+        let lengths = Activations::lengths(&model.config, batch.rows(), true).keeping(&model.config, keeping);
+        let acts = lengths.allocate(&cpu).unwrap();
         Runner { cpu, model, acts }
     }
 

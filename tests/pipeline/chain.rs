@@ -157,6 +157,34 @@ fn a_plan_is_printed_and_nothing_is_written() {
     assert!(json["on_host"].is_null(), "{json}");
 }
 
+/// More memory keeps more, and changes no byte of the result; too little is refused.
+#[test]
+fn memory_is_given() {
+    let dir = Dir::with_stages();
+    let line = "qat-step wrapped --shards shards --steps 2 --batch 4 --seq 64 --device cpu";
+    let plan = |memory: &str| -> Value {
+        serde_json::from_str(&dir.run(&format!("{line} --plan --json --memory {memory}")).ok()).unwrap()
+    };
+    let total = |plan: &Value| plan["total"].as_u64().unwrap();
+    let kept = |plan: &Value| {
+        let rows = plan["plan"].as_array().unwrap();
+        rows.iter().find(|r| r["what"] == "kept").unwrap()["bytes"].as_u64().unwrap()
+    };
+    let (least, most) = (plan("least"), plan("1TB"));
+    assert_eq!(kept(&least), 0);
+    let some = plan(&((total(&least) + total(&most)) / 2).to_string());
+    assert!(0 < kept(&some) && kept(&some) < kept(&most), "{some}");
+    assert!(total(&least) < total(&some) && total(&some) <= (total(&least) + total(&most)) / 2, "{some}");
+    let mut trained = Vec::new();
+    for (name, plan) in [("least", least), ("some", some), ("most", most)] {
+        dir.run(&format!("{line} --memory {} -o {name}", total(&plan))).ok();
+        trained.push(fs::read(dir.join(name).join("trained.safetensors")).unwrap());
+    }
+    assert!(trained[0] == trained[1] && trained[0] == trained[2], "what is kept changes the result");
+    let refused = dir.run(&format!("{line} --memory 1MiB -o none")).fails(2);
+    assert!(refused.contains("expected at most --memory 1.0 MiB"), "{refused}");
+}
+
 /// Names that a format string would trip over, and standard input, read once for all artefacts.
 #[test]
 fn texts_of_any_name() {

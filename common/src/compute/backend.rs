@@ -261,8 +261,13 @@ pub trait Backend: Sync {
     }
     fn rope_table(&self, inverse_frequencies: &[f32], positions: usize) -> Result<Self::Rope>;
 
-    /// y = x in the type of activations: a kept block input, or a gradient as an operand.
+    /// y = x in the type of activations: a gradient as an operand.
     fn round(&self, x: &Self::Buffer, y: &mut Self::Activation, len: usize);
+    /// y = x in the type of activations, and x = y: a kept block input.
+    fn round_both(&self, x: &mut Self::Buffer, y: &mut Self::Activation, len: usize) {
+        self.round(x, y, len);
+        self.widen(y, x, len);
+    }
     /// y = x in f32.
     fn widen(&self, x: &Self::Activation, y: &mut Self::Buffer, len: usize);
     fn fill_zero(&self, buffer: &mut Self::Buffer);
@@ -318,7 +323,7 @@ pub trait Backend: Sync {
         dx: Output<Self>,
     );
 
-    /// out = silu(x·Wgᵀ)∘(x·Wuᵀ); gate and up themselves are kept, if there is a place.
+    /// out = silu(gate)∘up with gate = x·Wgᵀ and up = x·Wuᵀ, both rounded, and kept if there is a place.
     fn swiglu_forward(
         &self,
         x: &Self::Activation,
@@ -327,6 +332,8 @@ pub trait Backend: Sync {
         kept: Option<[&mut Self::Activation; 2]>,
         out: &mut Self::Activation,
     );
+    /// out = silu(gate)∘up, of what [`Backend::swiglu_forward`] kept the same bytes as from it.
+    fn swiglu(&self, gate: &Self::Activation, up: &Self::Activation, out: &mut Self::Activation, len: usize);
     /// Backward through `down`, whose input was out = silu(gate)∘up: in place, gate becomes dgate, up becomes dup.
     fn swiglu_backward(
         &self,

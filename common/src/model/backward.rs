@@ -1,7 +1,8 @@
-//! The backward pass: the forward list, reversed. Each block is computed again from its input first.
+//! The backward pass: the forward list, reversed. What is not kept of a block is computed again from its input first, to
+//! the same bytes.
 
 use super::forward::Batch;
-use super::ledger::Pass;
+use super::ledger::{AtHand, Pass};
 use super::weights::{Block, Linear, Model};
 use crate::compute::backend::{Backend, Branch, Head, Loss, Output, RowLoss};
 use crate::error::Result;
@@ -37,13 +38,31 @@ impl<B: Backend> Model<B> {
             if !acts.integers.all {
                 self.round_block(b, block, acts.integers.of_mut(layer));
             }
-            self.attention_forward(b, block, batch, acts, Some(layer));
-            self.mlp_forward(b, block, rows, acts, Some(layer), true);
+            acts.exchange(layer);
+            self.block_again(b, block, batch, layer, acts);
             self.mlp_backward(b, block, rows, layer, acts, grads);
             self.attention_backward(b, block, batch, layer, acts, grads);
+            acts.exchange(layer);
         }
         let add = |sum: Terms, row: &RowLoss| Terms { ce: sum.ce + f64::from(row.ce), kl: sum.kl + f64::from(row.kl) };
         Ok(losses.iter().fold(Terms::default(), add))
+    }
+
+    /// All that the backward pass of a block reads, but for the input of q, k and v.
+    fn block_again(&self, b: &B, block: &Block<B>, batch: &Batch, layer: usize, a: &mut Pass<B>) {
+        let (c, rows) = (&self.config, batch.rows());
+        let AtHand { attention, gate_up } = a.at_hand(layer);
+        if attention {
+            self.add_attended(b, &block.linears[3], rows, a, Some(layer));
+        } else {
+            self.attention_forward(b, block, batch, a, Some(layer));
+        }
+        if gate_up {
+            b.rmsnorm_forward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &mut a.hidden);
+            b.swiglu(&a.gate, &a.up, &mut a.inner, rows * c.ffn);
+        } else {
+            self.mlp_forward(b, block, rows, a, Some(layer), true);
+        }
     }
 
     fn mlp_backward(

@@ -1,7 +1,7 @@
 //! The forward pass, as a list of ops.
 
 use super::ledger::Pass;
-use super::weights::{Block, Model};
+use super::weights::{Block, Linear, Model};
 use crate::compute::backend::{Backend, NO_TARGET, Output};
 
 /// Tokens of one or more sequences, one after another.
@@ -44,13 +44,17 @@ impl<B: Backend> Model<B> {
         b.embedding_forward(&self.embedding, &batch.tokens, d, &mut acts.x);
         for (layer, block) in self.blocks.iter().enumerate() {
             if let Some(kept) = acts.checkpoints.get_mut(layer) {
-                b.round(&acts.x, kept, rows * d);
+                // The backward pass begins with the same bytes.
+                b.round_both(&mut acts.x, kept, rows * d);
             }
             if acts.integers.all && !acts.integers.made {
                 self.round_block(b, block, acts.integers.of_mut(layer));
             }
             let of = acts.integers.all.then_some(layer);
-            self.block_forward(b, block, batch, acts, of);
+            let gate_up = acts.at_hand(layer).gate_up;
+            acts.exchange(layer);
+            self.block_forward(b, block, batch, acts, of, gate_up);
+            acts.exchange(layer);
         }
         acts.integers.made = acts.integers.all;
         b.rmsnorm_forward(&acts.x, &self.norm, self.config.norm_eps, rows, d, &mut acts.hidden);
@@ -62,7 +66,8 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// x += attention(norm(x)), x += mlp(norm(x)); from the integers that the pass keeps of a layer, if it does.
+    /// x += attention(norm(x)), x += mlp(norm(x)); from the integers that the pass keeps of a layer, if it does. q, k, v,
+    /// `attended` and `lse` are left for a backward pass; gate and up, if they are wanted.
     pub(super) fn block_forward(
         &self,
         b: &B,
@@ -70,9 +75,10 @@ impl<B: Backend> Model<B> {
         batch: &Batch,
         acts: &mut Pass<B>,
         rounded: Option<usize>,
+        gate_up: bool,
     ) {
         self.attention_forward(b, block, batch, acts, rounded);
-        self.mlp_forward(b, block, batch.rows(), acts, rounded, false);
+        self.mlp_forward(b, block, batch.rows(), acts, rounded, gate_up);
         let down = self.weight(&block.linears[6], rounded.map(|layer| &acts.integers.of(layer)[6]));
         b.linear_forward(&acts.inner, batch.rows(), &down, Output::add(&mut acts.x));
     }
@@ -95,11 +101,16 @@ impl<B: Backend> Model<B> {
         b.rope_forward(&self.rope, &mut a.q, c.heads, c.head_dim, &batch.segments);
         b.rope_forward(&self.rope, &mut a.k, c.kv_heads, c.head_dim, &batch.segments);
         b.attention_forward(&a.q, &a.k, &a.v, c.attention_heads(), &batch.segments, &mut a.attended, &mut a.lse);
-        b.linear_forward(&a.attended, rows, &self.weight(o, integers(3)), Output::add(&mut a.x));
+        self.add_attended(b, o, rows, a, rounded);
     }
 
-    /// inner = silu(gate)∘up of norm(x); the down projection is left to the caller, since the backward pass does not need
-    /// it again, but gate and up.
+    pub(super) fn add_attended(&self, b: &B, o: &Linear<B>, rows: usize, a: &mut Pass<B>, rounded: Option<usize>) {
+        let integers = rounded.map(|layer| &a.integers.of(layer)[3]);
+        b.linear_forward(&a.attended, rows, &self.weight(o, integers), Output::add(&mut a.x));
+    }
+
+    /// inner = silu(gate)∘up of norm(x), and gate and up where a backward pass follows; the down projection is left to the
+    /// caller, since the backward pass does not need it again.
     pub(super) fn mlp_forward(
         &self,
         b: &B,
@@ -107,14 +118,14 @@ impl<B: Backend> Model<B> {
         rows: usize,
         a: &mut Pass<B>,
         rounded: Option<usize>,
-        again: bool,
+        gate_up: bool,
     ) {
         let c = &self.config;
         let [.., gate, up, _] = &block.linears;
         let integers = |i: usize| rounded.map(|layer| &a.integers.of(layer)[i]);
         b.rmsnorm_forward(&a.x, &block.mlp_norm, c.norm_eps, rows, c.d, &mut a.hidden);
-        let gate_up = [self.weight(gate, integers(4)), self.weight(up, integers(5))];
-        let kept = again.then_some([&mut a.gate, &mut a.up]);
-        b.swiglu_forward(&a.hidden, rows, gate_up, kept, &mut a.inner);
+        let weights = [self.weight(gate, integers(4)), self.weight(up, integers(5))];
+        let kept = gate_up.then_some([&mut a.gate, &mut a.up]);
+        b.swiglu_forward(&a.hidden, rows, weights, kept, &mut a.inner);
     }
 }

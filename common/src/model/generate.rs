@@ -42,7 +42,7 @@ impl<'a, B: Backend> Generation<'a, B> {
         for (block, [keys, values]) in model.blocks.iter().zip(&mut self.kept) {
             swap(&mut acts.k, keys);
             swap(&mut acts.v, values);
-            model.block_forward(b, block, &batch, &mut acts, None);
+            model.block_forward(b, block, &batch, &mut acts, None, false);
             swap(&mut acts.k, keys);
             swap(&mut acts.v, values);
         }

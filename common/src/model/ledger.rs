@@ -1,6 +1,8 @@
 //! The ledger of memory: every buffer of a forward or training pass with its length, in one place. Passes allocate
 //! from it and the plan adds it up, so that they cannot disagree.
 
+use std::mem::swap;
+
 use super::config::Config;
 use super::names;
 use crate::compute::backend::Backend;
@@ -35,8 +37,29 @@ pub struct Activations<T, A, I> {
     pub dattended: A,
     /// Training only: the input of each block, from which the block is computed again in the backward pass.
     pub checkpoints: Vec<A>,
+    /// What the first blocks leave for the backward pass, so that it need not be computed again.
+    pub kept: Vec<Kept<T, A>>,
     /// Training only.
     pub integers: Rounded<I>,
+}
+
+/// The places in which a block leaves what its backward pass reads, in those of `Activations` when it is at work.
+pub struct Kept<T, A> {
+    /// q, k, v and `attended`.
+    attention: [A; 4],
+    lse: T,
+    gate_up: Option<[A; 2]>,
+}
+
+/// What a training pass keeps besides the input of each block. All of it could be computed again, to the same bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keeping {
+    /// Of so many blocks: q, k, v, the output of attention and its log-sum-exp.
+    pub attention: usize,
+    /// Of so many of these: gate and up.
+    pub gate_up: usize,
+    /// The integers of all blocks, until the weights change.
+    pub integers: bool,
 }
 
 /// The integers of the linears: of one block, from its second forward pass to its backward pass; or of all, until the
@@ -86,14 +109,21 @@ impl Activations<usize, usize, usize> {
             dv: grad(kv),
             dattended: grad(q),
             checkpoints: if training { vec![d; c.layers] } else { Vec::new() },
+            kept: Vec::new(),
             integers: Rounded { blocks: vec![integers], all: false, made: false },
         }
     }
 
-    /// With the integers of all blocks, until the weights change.
-    pub fn keeping_integers(mut self, c: &Config) -> Self {
-        let all = vec![*self.integers.of(0); c.layers];
-        self.integers = Rounded { blocks: all, all: true, made: false };
+    /// Of a training pass that keeps this besides.
+    pub fn keeping(mut self, c: &Config, keeping: Keeping) -> Self {
+        let gate_up = |block| (block < keeping.gate_up).then_some([self.gate, self.up]);
+        let attention = [self.q, self.k, self.v, self.attended];
+        let kept = |block| Kept { attention, lse: self.lse, gate_up: gate_up(block) };
+        self.kept = (0..keeping.attention).map(kept).collect();
+        if keeping.integers {
+            let blocks = vec![*self.integers.of(0); c.layers];
+            self.integers = Rounded { blocks, all: true, made: false };
+        }
         self
     }
 
@@ -105,6 +135,13 @@ impl Activations<usize, usize, usize> {
             Ok(integers.try_into().unwrap_or_else(|_| unreachable!("a block has seven linears")))
         };
         let blocks = self.integers.blocks.into_iter().map(of_block).collect::<Result<_>>()?;
+        let kept_of_block = |of: Kept<usize, usize>| {
+            let [q, k, v, attended] = of.attention;
+            let gate_up = of.gate_up.map(|[gate, up]| Ok([activation(gate)?, activation(up)?])).transpose()?;
+            let attention = [activation(q)?, activation(k)?, activation(v)?, activation(attended)?];
+            Ok(Kept { attention, lse: buffer(of.lse)?, gate_up })
+        };
+        let kept = self.kept.into_iter().map(kept_of_block).collect::<Result<_>>()?;
         let integers = Rounded { blocks, all: self.integers.all, made: false };
         Ok(Activations {
             x: buffer(self.x)?,
@@ -125,13 +162,22 @@ impl Activations<usize, usize, usize> {
             dv: activation(self.dv)?,
             dattended: activation(self.dattended)?,
             checkpoints: self.checkpoints.into_iter().map(activation).collect::<Result<_>>()?,
+            kept,
             integers,
         })
     }
 
-    /// Bytes that are kept from the forward to the backward pass.
+    /// Bytes of the inputs of the blocks.
     pub fn checkpoint_bytes<B: Backend>(&self) -> usize {
         B::ACTIVATION_BYTES * self.checkpoints.iter().sum::<usize>()
+    }
+
+    /// Bytes of what is kept besides, but for the integers.
+    pub fn kept_bytes<B: Backend>(&self) -> usize {
+        let activations =
+            |of: &Kept<usize, usize>| of.attention.iter().sum::<usize>() + of.gate_up.iter().flatten().sum::<usize>();
+        let bytes = |of| B::ACTIVATION_BYTES * activations(of) + size_of::<f32>() * of.lse;
+        self.kept.iter().map(bytes).sum()
     }
 
     /// Bytes of the integers.
@@ -158,5 +204,34 @@ impl Activations<usize, usize, usize> {
             self.dattended,
         ];
         size_of::<f32>() * buffers.iter().sum::<usize>() + B::ACTIVATION_BYTES * activations.iter().sum::<usize>()
+    }
+}
+
+/// What is at hand of a block in the backward pass.
+#[derive(Debug, Clone, Copy)]
+pub struct AtHand {
+    pub attention: bool,
+    pub gate_up: bool,
+}
+
+impl<T, A, I> Activations<T, A, I> {
+    pub fn at_hand(&self, block: usize) -> AtHand {
+        let kept = self.kept.get(block);
+        AtHand { attention: kept.is_some(), gate_up: kept.is_some_and(|of| of.gate_up.is_some()) }
+    }
+
+    /// Before and after a pass through a block: what it leaves, or left, lies where it is kept, if it is.
+    pub fn exchange(&mut self, block: usize) {
+        let Some(kept) = self.kept.get_mut(block) else { return };
+        let [q, k, v, attended] = &mut kept.attention;
+        swap(&mut self.q, q);
+        swap(&mut self.k, k);
+        swap(&mut self.v, v);
+        swap(&mut self.attended, attended);
+        swap(&mut self.lse, &mut kept.lse);
+        if let Some([gate, up]) = &mut kept.gate_up {
+            swap(&mut self.gate, gate);
+            swap(&mut self.up, up);
+        }
     }
 }

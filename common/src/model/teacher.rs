@@ -52,7 +52,9 @@ impl<B: Backend> Teacher<B> {
             for (batch, x) in batches.iter().zip(&mut self.streams) {
                 // Each stream in turn takes the place that the ledger has for one.
                 swap(&mut self.acts.x, x);
-                self.model.block_forward(b, &block, batch, &mut self.acts, None);
+                // As the model that learns: of the same weights it has the same answers.
+                b.round_both(&mut self.acts.x, &mut self.acts.hidden, batch.rows() * self.model.config.d);
+                self.model.block_forward(b, &block, batch, &mut self.acts, None, false);
                 swap(&mut self.acts.x, x);
             }
             host.forget();

@@ -7,7 +7,7 @@ use crate::compute::backend::{Backend, Extent, Training};
 use crate::error::Result;
 use crate::model::Config;
 use crate::model::host::Source;
-use crate::model::ledger::Activations;
+use crate::model::ledger::{Activations, Keeping};
 use crate::model::weights::HostBlock;
 use crate::model::{names, teacher};
 use crate::quant::Scheme;
@@ -33,8 +33,7 @@ pub struct Holding<'a> {
     pub wrapping: &'a Wrapping,
     pub floats: FloatBytes,
     pub recipe: &'a Recipe,
-    /// Of all blocks, where there is room.
-    pub keep_integers: bool,
+    pub keeping: Keeping,
     pub taught: Option<HeldTeacher>,
 }
 
@@ -153,7 +152,7 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
         if h.scheme.asymmetric { linears.iter().map(|l| (l.n * h.scheme.groups(l.k) * 4) as u64).sum() } else { 0 };
     let rows = h.recipe.batch * h.recipe.seq;
     let acts = Activations::lengths(h.config, rows, true);
-    let acts = if h.keep_integers { acts.keeping_integers(h.config) } else { acts };
+    let acts = acts.keeping(h.config, h.keeping);
     let mut held = vec![
         Held { what: "frozen weights", detail: stored, bytes: frozen + zero },
         floats::<B>(h, rows),
@@ -166,13 +165,21 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
             bytes: acts.checkpoint_bytes::<B>() as u64,
         },
         Held {
+            what: "kept",
+            detail: format!(
+                "attention of {} blocks, gate and up of {}; the rest is computed again",
+                h.keeping.attention, h.keeping.gate_up
+            ),
+            bytes: acts.kept_bytes::<B>() as u64,
+        },
+        Held {
             what: "activations",
             detail: "of one block, with gradients".into(),
             bytes: acts.block_bytes::<B>() as u64,
         },
         Held {
             what: "integers",
-            detail: if h.keep_integers { "of all blocks, for a step" } else { "of one block, between its passes" }
+            detail: if h.keeping.integers { "of all blocks, for a step" } else { "of one block, between its passes" }
                 .into(),
             bytes: acts.integer_bytes() as u64,
         },
@@ -202,6 +209,20 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
         held.push(Held { what, detail, bytes });
     }
     held
+}
+
+/// Keeps as much from the forward to the backward pass as `room` bytes hold: what spares most work for its bytes first.
+pub fn keep_within<B: Backend>(h: &mut Holding, room: u64) {
+    let blocks: Vec<usize> = (1..=h.config.layers).collect();
+    let mut fits = |keeping: Keeping| {
+        h.keeping = keeping;
+        total(&plan::<B>(h)) <= room
+    };
+    let mut keeping = Keeping::default();
+    keeping.attention = blocks.partition_point(|n| fits(Keeping { attention: *n, ..keeping }));
+    keeping.gate_up = blocks[..keeping.attention].partition_point(|n| fits(Keeping { gate_up: *n, ..keeping }));
+    keeping.integers = fits(Keeping { integers: true, ..keeping });
+    h.keeping = keeping;
 }
 
 /// What the host holds besides, where the rows of the plan are of a device with memory of its own.

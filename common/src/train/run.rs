@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::atomic::PartDir;
 use crate::model::backward::Terms;
 use crate::model::forward::Batch;
-use crate::model::ledger::{Activations, Pass};
+use crate::model::ledger::{Activations, Keeping, Pass};
 use crate::model::teacher::Teacher;
 use crate::model::weights::Model;
 use crate::stage::answers::Answered;
@@ -40,8 +40,8 @@ pub struct Run<'a, B: Backend> {
     pub save_every: u64,
     /// Part of an adapter's inputs that is dropped.
     pub dropout: f32,
-    /// Keep the integers of all blocks from step to step.
-    pub keep_integers: bool,
+    /// Changes no byte of the result.
+    pub keeping: Keeping,
     /// The step to stop at.
     pub until: u64,
     /// Asked after every step: a reason to stop now, if there is one.
@@ -81,8 +81,7 @@ impl<B: Backend> Run<'_, B> {
         metrics: &mut MetricsFile,
     ) -> Result<()> {
         let rows = self.recipe.batch * self.recipe.seq;
-        let lengths = Activations::lengths(&model.config, rows, true);
-        let lengths = if self.keep_integers { lengths.keeping_integers(&model.config) } else { lengths };
+        let lengths = Activations::lengths(&model.config, rows, true).keeping(&model.config, self.keeping);
         let mut acts = lengths.allocate(self.backend)?;
         let mut grads = model.params.zeros_like(self.backend)?;
         // A teacher that runs along reads the windows that it would have answered before: the two can be compared.

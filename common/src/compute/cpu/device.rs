@@ -9,7 +9,7 @@ use super::element::Element;
 use super::linear::Workspace;
 use super::product::kernel_name;
 use super::rope::RopeTable;
-use super::{adamw, attention_step, divergence, elementwise, embedding, head, linear, made, rmsnorm, rope};
+use super::{adamw, attention_step, divergence, elementwise, embedding, head, linear, made, rmsnorm, rope, swiglu};
 use crate::compute::backend::{
     AdamStep, Backend, Branch, Extent, Head, Heads, Loss, Output, RowLoss, Teaching, TokenScore, Weight,
 };
@@ -109,6 +109,10 @@ impl<E: Element> Backend for Cpu<E> {
         elementwise::widen(&x[..len], &mut y[..len]);
     }
 
+    fn round_both(&self, x: &mut Aligned<f32>, y: &mut Aligned<E>, len: usize) {
+        elementwise::round_both(&mut x[..len], &mut y[..len]);
+    }
+
     fn fill_zero(&self, buffer: &mut Aligned<f32>) {
         elementwise::fill_zero(buffer);
     }
@@ -171,6 +175,10 @@ impl<E: Element> Backend for Cpu<E> {
         out: &mut Aligned<E>,
     ) {
         linear::swiglu_forward(&self.workspace, x, rows, &gate_up, kept.map(|kept| kept.map(|y| &mut y[..])), out);
+    }
+
+    fn swiglu(&self, gate: &Aligned<E>, up: &Aligned<E>, out: &mut Aligned<E>, len: usize) {
+        swiglu::swiglu_all(&gate[..len], &up[..len], &mut out[..len]);
     }
 
     fn swiglu_backward(

@@ -16,6 +16,22 @@ pub fn widen<E: Element>(x: &[E], y: &mut [f32]) {
     each(x, y, E::to_f32);
 }
 
+/// y = x, rounded, and x = y
+pub fn round_both<E: Element>(x: &mut [f32], y: &mut [E]) {
+    assert!(x.len() == y.len(), "conversion: shapes");
+    y.par_chunks_mut(PART).zip(x.par_chunks_mut(PART)).for_each(|(y, x)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = E::from_f32(*x);
+                    *x = y.to_f32();
+                }
+            },
+        )
+    });
+}
+
 pub fn fill_zero(x: &mut [f32]) {
     x.par_chunks_mut(PART).for_each(|x| x.fill(0.0));
 }
@@ -49,6 +65,9 @@ mod tests {
         round(&x, &mut y);
         widen(&y, &mut back);
         assert_eq!((y, back), (rounded, wide));
+        let (mut both, mut y) = (x.clone(), vec![bf16::NAN; x.len()]);
+        round_both(&mut both, &mut y);
+        assert_eq!((y, both), in_both(&x));
         let mut same = vec![f32::NAN; x.len()];
         round(&x, &mut same);
         assert_eq!(same, x);

@@ -293,11 +293,15 @@ fn together<E: Element>(n: [usize; 2], k: usize, rows: usize, unit: f64) {
         let mut out = [0, 1].map(|_| cpu.activation(rows * n[0]).unwrap());
         cpu.swiglu_forward(&x, rows, [weight(0), weight(1)], Some(kept.each_mut()), &mut out[0]);
         cpu.swiglu_forward(&x, rows, [weight(0), weight(1)], None, &mut out[1]);
-        for (at, (gate, up)) in apart[0].iter().zip(&apart[1][..]).enumerate() {
-            let exact = f64::from(*gate) / (1.0 + (-f64::from(*gate)).exp()) * f64::from(*up);
+        let mut again = cpu.activation(rows * n[0]).unwrap();
+        cpu.swiglu(&kept[0], &kept[1], &mut again, rows * n[0]);
+        for (at, (gate, up)) in kept[0].iter().zip(&kept[1][..]).enumerate() {
+            let (gate, up) = (gate.to_f32(), up.to_f32());
+            let exact = f64::from(gate) / (1.0 + (-f64::from(gate)).exp()) * f64::from(up);
             let error = (f64::from(out[0][at].to_f32()) - exact).abs();
             assert!(error <= (5e-7 + unit) * exact.abs(), "{at}: {gate} {up}");
             assert_eq!(out[0][at].to_f32(), out[1][at].to_f32());
+            assert_eq!(out[0][at].to_f32(), again[at].to_f32());
         }
         for (kept, apart) in kept.iter().zip(&apart) {
             assert!(kept.iter().zip(&apart[..]).all(|(x, y)| x.to_f32() == E::from_f32(*y).to_f32()));

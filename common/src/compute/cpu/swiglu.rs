@@ -1,6 +1,9 @@
 //! SwiGLU (Shazeer, 2020), where products end: the gate, the product with it and its gradient never pass through memory
 //! but to be kept.
 
+use rayon::prelude::*;
+
+use super::PART;
 use super::element::Element;
 use super::product::{COLUMNS, Kernel, Shared, Sink, Tile};
 use super::simd::{exp, simd};
@@ -23,7 +26,22 @@ fn swiglu_gradient(gate: f32, up: f32, dout: f32) -> (f32, f32) {
     (dout * up * slope, dout * (gate * s))
 }
 
-/// out = silu(gate)∘up of the tiles of gate and up, which come by turns.
+/// out = silu(gate)∘up
+pub fn swiglu_all<E: Element>(gate: &[E], up: &[E], out: &mut [E]) {
+    let parts = gate.par_chunks(PART).zip(up.par_chunks(PART));
+    out.par_chunks_mut(PART).zip(parts).for_each(|(out, (gate, up))| {
+        simd(
+            #[inline(always)]
+            || {
+                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                    *out = E::from_f32(swiglu(gate.to_f32(), up.to_f32()));
+                }
+            },
+        )
+    });
+}
+
+/// out = silu(gate)∘up of the tiles of gate and up, which come by turns. Both are rounded first, as they are kept.
 pub struct ToSwiGlu<'a, E> {
     /// Where gate and up are kept for the backward pass.
     pub kept: Option<[Shared<'a, E>; 2]>,
@@ -59,7 +77,7 @@ impl<E: Element, K: Kernel> Sink<K> for ToSwiGlu<'_, E> {
             #[inline(always)]
             || {
                 for (tile, gate) in tile.iter_mut().zip(&gate.0) {
-                    *tile = swiglu(*gate, *tile);
+                    *tile = swiglu(E::from_f32(*gate).to_f32(), E::from_f32(*tile).to_f32());
                 }
             },
         );

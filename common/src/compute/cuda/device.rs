@@ -194,6 +194,11 @@ impl Backend for Cuda {
         }
     }
 
+    fn swiglu(&self, gate: &Memory<bf16>, up: &Memory<bf16>, out: &mut Memory<bf16>, len: usize) {
+        let (gate, up, out) = (gate.view(0..len), up.view(0..len), out.view_mut(0..len));
+        self.kernels.elementwise.swiglu_forward(&self.gpu, Grid::elements(len), gate, up, out, len as i64);
+    }
+
     fn swiglu_backward(
         &self,
         out: &Memory<bf16>,
