@@ -11,7 +11,7 @@ schemes := $(notdir $(wildcard pipelines/schemes/*))
 recipes := $(foreach model,$(models),$(addprefix $(model)-,$(schemes)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test demo interop bench bench-peers bench-7b gpu-check ptx ptx-check ptx-report install $(recipes)
+.PHONY: help build check test demo interop bench bench-peers bench-7b gpu-check aarch64-check ptx ptx-check ptx-report install $(recipes)
 
 help:
 	@echo 'make demo       a tiny model through all stages at w3pc, ending in a table; under a minute after the build'
@@ -20,6 +20,7 @@ help:
 	@echo 'make bench      speed and memory beside PyTorch and llama.cpp, into BENCHMARKS.md; make bench-peers installs those'
 	@echo 'make bench-7b   time and memory on a model of the shape of LLaMA-2-7B; 40 GB of disk'
 	@echo 'make gpu-check  on a machine with a GPU: the tests of the GPU backend on it, and times; a table to paste into an issue'
+	@echo 'make aarch64-check  the tools built for 64-bit ARM, and the same bytes from them (qemu)'
 	@echo 'make ptx        the kernels compiled again, after a change of a .cu; ptx-check compares, ptx-report shows registers'
 	@echo 'make build      the six tools, into $(CARGO_TARGET_DIR)/release/'
 	@echo 'make check      formatting and lints'
@@ -62,6 +63,9 @@ bench-7b: build
 
 gpu-check:
 	tests/gpu/check
+
+aarch64-check:
+	tests/aarch64/check
 
 ptx:
 	tests/ptx/compile

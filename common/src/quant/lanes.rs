@@ -15,13 +15,32 @@ pub fn simd<R>(kernel: impl FnOnce() -> R) -> R {
 #[inline(always)]
 pub fn fetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in (0..size_of_val(values)).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    lines(values, |line| {
         // SAFETY: a hint, of an address within the slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().cast::<i8>().wrapping_add(line)) };
-    }
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line) }
+    });
     #[cfg(not(target_arch = "x86_64"))]
     let _ = values;
+}
+
+/// The same to the first-level cache: what is read next.
+#[inline(always)]
+pub fn fetch_next<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    lines(values, |line| {
+        // SAFETY: as above.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line) }
+    });
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn lines<T>(values: &[T], each: impl Fn(*const i8)) {
+    for line in (0..size_of_val(values)).step_by(64) {
+        each(values.as_ptr().cast::<i8>().wrapping_add(line));
+    }
 }
 
 /// One AVX-512 register of f32.

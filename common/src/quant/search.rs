@@ -9,7 +9,9 @@
 
 use std::array;
 
-use super::lanes::{self, ARCH, LANES};
+#[cfg(target_arch = "x86_64")]
+use super::lanes::ARCH;
+use super::lanes::{self, LANES};
 use super::{Scheme, fit::Grid, grid};
 
 /// Thresholds of the search.

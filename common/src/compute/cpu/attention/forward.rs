@@ -13,7 +13,7 @@ use super::{
 use crate::compute::cpu::element::Element;
 use crate::compute::cpu::product::{Ahead, COLUMNS, Kernel, Scratch, Work, with_kernel};
 use crate::compute::cpu::simd::simd;
-use crate::quant::lanes::LANES;
+use crate::quant::lanes::{self, LANES};
 
 /// Tiles of keys whose probabilities are gathered before they meet the values.
 const GATHERED: usize = 8;
@@ -132,15 +132,7 @@ fn forward_part<K: Kernel, E: Element>(
             let n = K::ROWS.min(part.queries.end.saturating_sub(next));
             let fetch = |i: usize| {
                 for r in (i * 4..i * 4 + 4).take_while(|r| *r < n) {
-                    let row = &q[base + r * shape.q_width()..][..hd];
-                    for c in (0..hd).step_by(64 / size_of::<E>()) {
-                        // SAFETY: x
-                        unsafe {
-                            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
-                                row[c..].as_ptr().cast(),
-                            )
-                        };
-                    }
+                    lanes::fetch_next(&q[base + r * shape.q_width()..][..hd]);
                 }
             };
             block.run(&pack_rows(kernel, &lines, steps::<K>(hd), &mut held.q), &queries, fetch);

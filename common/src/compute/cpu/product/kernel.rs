@@ -7,8 +7,10 @@ use pulp::Simd;
 
 use super::super::element::Element;
 use super::super::simd::simd;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::pack::Lines;
-use super::{COLUMNS, amx, fma, pack};
+use super::{COLUMNS, fma, pack};
 
 /// A panel of rows of A: packed, or a row-major matrix as it lies. Distances in bytes; packed panels of f32 have none.
 #[derive(Clone, Copy)]

@@ -6,11 +6,14 @@
 use std::ops::Range;
 
 use half::bf16;
+#[cfg(target_arch = "x86_64")]
 use pulp::Simd;
 use rayon::prelude::*;
 
 use super::super::element::Element;
-use super::super::simd::{ARCH, simd};
+#[cfg(target_arch = "x86_64")]
+use super::super::simd::ARCH;
+use super::super::simd::simd;
 use super::kernel::Kernel;
 
 /// Reads numbers as the bf16 of tiles.
@@ -77,6 +80,7 @@ impl<'a, E> Lines<'a, E> {
         self.k.div_ceil(K::STEP)
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn at(&self, line: usize, k: usize) -> *const E {
         self.data.as_ptr().wrapping_add(line * self.line_stride + k * self.k_stride)
     }
@@ -182,6 +186,7 @@ fn widened<E: Element>(x: &[E; 16]) -> [f32; 16] {
 }
 
 /// bf16 of `low` and, in the upper halves, of `high`, rounded to the nearest, half away from zero.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) fn two_bf16<S: Simd>(simd: S, low: S::f32s, high: S::f32s) -> S::u32s {
     let half = simd.splat_u32s(0x8000);
