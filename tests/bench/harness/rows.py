@@ -77,10 +77,8 @@ def inside(key):
     return lambda sample: sample.said[key]
 
 
-def steps(bench, dtype):
+def steps(bench, dtype, *memory):
     wrapped = bench.wrapped("w4pc")
-    # What is kept between the passes fills a quarter of the peer's leanest memory; in f32 there is no such limit.
-    memory = ["--memory", "790MiB"] if dtype == "bf16" else []
     ours = bench.step(wrapped, " ".join([f"--compute {dtype}", *memory]), "--compute", dtype, *memory)
     variants = []
     if "torch" in bench.pythons:
@@ -228,6 +226,7 @@ def growth(bench):
 
 ROWS = {
     "qat-step": lambda bench: steps(bench, "bf16"),
+    "qat-step-least": lambda bench: steps(bench, "bf16", "--memory", "least"),
     "qat-step-f32": lambda bench: steps(bench, "f32"),
     "lora": adapters,
     "eval-float": perplexity,
