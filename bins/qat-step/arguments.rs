@@ -78,8 +78,9 @@ pub struct Args {
     /// Save and exit with status 75 after this time: 3h50m, 90s
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     time_limit: Option<Duration>,
-    /// Most memory to plan for: 6GB, 870MiB, or least; what is left of it keeps activations that would be computed again, which
-    /// is faster and changes no byte of the result [default: what the GPU has free; on the CPU half of what is available]
+    /// Most memory to plan for: 6GB, 870MiB, or least; what is left of it keeps activations that would be computed
+    /// again, which is faster and changes no byte of the result [default: 95 % of what the GPU has free; on the CPU half
+    /// of what is available]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub memory: Option<Memory>,
     /// Print what the run would hold in memory, and end

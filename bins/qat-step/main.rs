@@ -90,7 +90,9 @@ fn fits<B: Backend>(backend: &B, holding: &mut Holding, memory: Option<Memory>) 
         Some(Memory::Most(most)) if least > most => return refuse("--memory", most),
         _ => {}
     }
-    plan::keep_within::<B>(holding, to_fill(memory, of_device.or_else(half_of_available)).min(room));
+    // A twentieth of the GPU is left to whoever draws on its screen.
+    let default = of_device.map(|free| free / 20 * 19).or_else(half_of_available);
+    plan::keep_within::<B>(holding, to_fill(memory, default).min(room));
     Ok(plan::total(&plan::plan::<B>(holding)))
 }
 
