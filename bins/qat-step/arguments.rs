@@ -10,7 +10,7 @@ use common::cli::flags::Common;
 use common::cli::signals::Signals;
 use common::error::{Error, Result};
 use common::train::Recipe;
-use common::train::recipe::{LossNorm, Objective, Schedule};
+use common::train::recipe::{LossNorm, MomentType, Objective, Schedule};
 
 /// Trains the low-rank factors and the scales of a wrapped model
 #[derive(Parser)]
@@ -48,6 +48,9 @@ pub struct Args {
     /// Largest global gradient norm; 0 does not clip [default: 1]
     #[arg(long, value_name = "NORM")]
     clip: Option<f64>,
+    /// What Adam's moments are held in: f32, or bf16 [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    moments: Option<MomentType>,
     /// Seed of the order of the data [default: 0]
     #[arg(long)]
     seed: Option<u64>,
@@ -158,6 +161,7 @@ impl Args {
             schedule: self.schedule.unwrap_or(base.schedule),
             clip: self.clip.unwrap_or(base.clip),
             seed: self.seed.unwrap_or(base.seed),
+            moments: self.moments.unwrap_or(base.moments),
             objective: self.objective(base.objective)?,
         })
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use common::cli;
-use common::compute::backend::Backend;
+use common::compute::backend::{Backend, Moments};
 use common::error::{Error, Result};
 use common::model::host::{FixedScales, Source};
 use common::model::ledger::Keeping;
@@ -15,7 +15,6 @@ use common::stage::record::{Input, Kind, Record, Stage, relative_path};
 use common::stage::shards::Shards;
 use common::stage::wrapped::Wrapped;
 use common::train::Recipe;
-use common::train::optimizer::Moments;
 use common::train::plan::{FloatBytes, HeldTeacher, Holding};
 use common::train::recipe::Objective;
 use common::train::resume;
@@ -155,10 +154,11 @@ impl Resolved {
     pub fn start<B: Backend>(&self, backend: &B, model: &Model<B>) -> Result<(Moments<B>, u64)> {
         match &self.checkpoint {
             Some(c) if !c.finished() => {
-                let moments = resume::load_moments(backend, &c.stage.dir.join(OPTIMIZER), &model.params)?;
+                let path = c.stage.dir.join(OPTIMIZER);
+                let moments = resume::load_moments(backend, self.recipe.moments, &path, &model.params)?;
                 Ok((moments, c.step))
             }
-            _ => Ok((Moments::zeros(backend, &model.params)?, 0)),
+            _ => Ok((Moments::zeros(backend, self.recipe.moments, &model.params)?, 0)),
         }
     }
 

@@ -10,7 +10,7 @@ use arguments::{Args, Memory};
 use common::cli::device::Chosen;
 use common::cli::signals::Signals;
 use common::cli::{self, memory, progress};
-use common::compute::backend::Backend;
+use common::compute::backend::{Backend, Moments};
 use common::compute::cpu::Cpu;
 use common::compute::cuda::Cuda;
 use common::data::tokenizer::Tokenizer;
@@ -21,7 +21,6 @@ use common::model::weights::Model;
 use common::stage::checkpoint::{LOSS_CURVE, METRICS, OPTIMIZER, TRAINED};
 use common::stage::record::{self, Begin, Record, Stage};
 use common::train::metrics::{self, MetricsFile, StepMetrics};
-use common::train::optimizer::Moments;
 use common::train::plan::Holding;
 use common::train::resume::{self, Saves};
 use common::train::run::Run;
@@ -151,7 +150,8 @@ fn train<B: Backend>(
         Some((dir, state)) => {
             resume::load_trained(backend, &dir.join(TRAINED), &mut model.params)?;
             cli::say(&args.common, "qat-step", format!("resumed at step {}", state.step));
-            (resume::load_moments(backend, &dir.join(OPTIMIZER), &model.params)?, state.step)
+            let path = dir.join(OPTIMIZER);
+            (resume::load_moments(backend, job.recipe.moments, &path, &model.params)?, state.step)
         }
         None => job.start(backend, &model)?,
     };

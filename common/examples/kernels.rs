@@ -6,7 +6,7 @@ mod shared;
 
 use std::time::Instant;
 
-use common::compute::backend::{AdamStep, Branch, Head, Heads, Loss, RowLoss, Weight};
+use common::compute::backend::{AdamStep, Branch, Head, Heads, Loss, Moments, RowLoss, Weight};
 use common::compute::cpu::Cpu;
 use common::compute::cuda::{Cuda, Fitting, Time};
 use common::format::tensor::{Dtype, Tensor};
@@ -158,12 +158,13 @@ fn time<B: Timed>(b: &B, [sequences, tokens, d, inner, heads, kv_heads, vocab]: 
             .expect("the device works");
     });
 
-    let [mut p, g, mut m, mut v] = [11, 12, 13, 14].map(|seed| [buffer(seed, TRAINED)]);
+    let [mut p, g] = [11, 12].map(|seed| [buffer(seed, TRAINED)]);
+    let mut moments = Moments::F32 { m: vec![buffer(13, TRAINED)], v: vec![buffer(14, TRAINED)] };
     to.time(b, "square sums", TRAINED * 4, 0, || {
         b.square_sums(&g).expect("the device works");
     });
     let step = AdamStep { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, step: 1, grad_factor: 1.0 };
-    to.time(b, "adamw", TRAINED * 28, 0, || b.adamw(step, &[1e-6], &mut p, &g, &mut m, &mut v));
+    to.time(b, "adamw", TRAINED * 28, 0, || b.adamw(step, &[1e-6], &mut p, &g, &mut moments));
     to
 }
 

@@ -1,13 +1,14 @@
 //! To the bit: the forward pass with Φ0, A, B and s against that with the folded integers; and training, on any
 //! number of threads, and whatever is kept for the backward pass.
 
+use common::compute::backend::Moments;
 use common::compute::cpu::element::Element;
 use common::model::forward::Batch;
 use common::model::host::Source;
 use common::model::ledger::Keeping;
 use common::quant::Phi;
-use common::train::optimizer::{self, Moments};
-use common::train::recipe::Recipe;
+use common::train::optimizer;
+use common::train::recipe::{MomentType, Recipe};
 use half::bf16;
 
 use super::case::{Case, FoldedSource, tokens};
@@ -111,7 +112,7 @@ fn check_threads<E: Element>(source: &dyn Source, batch: &Batch) {
 fn train<E: Element>(source: &dyn Source, batch: &Batch) -> Vec<(String, Vec<u32>)> {
     let mut runner = Runner::<E>::in_type(source, batch);
     let recipe = Recipe { steps: 2, warmup: 0.0, ..Recipe::default() };
-    let mut moments = Moments::zeros(&runner.cpu, &runner.model.params).unwrap();
+    let mut moments = Moments::zeros(&runner.cpu, MomentType::F32, &runner.model.params).unwrap();
     let mut made = Vec::new();
     for t in 0..recipe.steps {
         let (loss, grads) = runner.gradients(batch);

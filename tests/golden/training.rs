@@ -7,6 +7,7 @@
 //! bit with the model as it is. (The rule of the contract is what inclusive.rs and
 //! differences.rs check.)
 
+use common::compute::backend::Moments;
 use common::compute::cpu::Cpu;
 use common::compute::cpu::aligned::Aligned;
 use common::error::Result;
@@ -18,8 +19,8 @@ use common::model::names::{self, LinearName};
 use common::model::params::Params;
 use common::model::weights::Model;
 use common::quant::{Phi, Scheme, pack};
-use common::train::optimizer::{self, Moments};
-use common::train::recipe::{Recipe, Schedule};
+use common::train::optimizer;
+use common::train::recipe::{MomentType, Recipe, Schedule};
 
 use super::case::{CASES, Case, tokens};
 use super::{Runner, bits, largest_difference, real, relative_error, shared};
@@ -150,7 +151,7 @@ fn gradient_errors(case: &Case, runner: &Runner, grads: &[Aligned<f32>]) -> Vec<
 pub fn train(runner: &mut Runner, batch: &Batch, prepare: impl Fn(&mut Runner)) -> Vec<f64> {
     let schedule = Schedule::Constant;
     let recipe = Recipe { steps: 10, lr_ab: 1e-3, lr_scale: 1e-5, warmup: 0.0, schedule, ..Recipe::default() };
-    let mut moments = Moments::zeros(&runner.cpu, &runner.model.params).unwrap();
+    let mut moments = Moments::zeros(&runner.cpu, MomentType::F32, &runner.model.params).unwrap();
     let mut losses = Vec::new();
     for t in 0..recipe.steps {
         prepare(runner);

@@ -222,6 +222,33 @@ fn a_time_limit_ends_a_run_in_order() {
     assert!((Duration::from_secs(1)..Duration::from_secs(30)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
 }
 
+/// Moments in bf16 take half the memory, go on to the bit, and stay what they were begun as.
+#[test]
+fn moments_in_bf16() {
+    let dir = Dir::with_stages();
+    let line = format!("qat-step wrapped --shards shards --steps 6 {RECIPE} -o");
+    dir.run(&format!("{line} wide")).ok();
+    dir.run(&format!("{line} whole --moments bf16")).ok();
+    dir.run(&format!("{line} begun --moments bf16 --stop-at 3")).ok();
+    dir.run("qat-step begun -o end").ok();
+    let trained = |name: &str| fs::read(dir.join(name).join("trained.safetensors")).unwrap();
+    assert!(trained("whole") == trained("end"));
+    assert!(trained("whole") != trained("wide"));
+    let close = losses(&dir.join("wide/metrics.jsonl")).into_iter().zip(losses(&dir.join("whole/metrics.jsonl")));
+    for (wide, narrow) in close {
+        assert!((wide - narrow).abs() < 1e-3 * wide, "{wide} {narrow}");
+    }
+    let e = dir.run("qat-step begun --moments f32 -o other").fails(2);
+    assert!(e.contains("with --moments f32, expected --moments bf16"), "{e}");
+    let adam = |flags: &str| -> u64 {
+        let plan = dir.run(&format!("qat-step wrapped --plan --json {flags}")).ok();
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        let rows = plan["plan"].as_array().unwrap();
+        rows.iter().find(|row| row["what"] == "Adam").unwrap()["bytes"].as_u64().unwrap()
+    };
+    assert_eq!(adam(""), 2 * adam("--moments bf16"));
+}
+
 #[test]
 fn a_stopped_checkpoint_goes_on_to_the_bit() {
     let dir = Dir::with_stages();

@@ -1,20 +1,18 @@
 //! One optimizer step over the parameter table: finite check, global norm, clipping, AdamW.
 
-use crate::compute::backend::{AdamStep, Backend};
+use crate::compute::backend::{AdamStep, Backend, Moments};
 use crate::error::Result;
 use crate::model::params::{ParamSpec, Params, Rate};
 
-use super::recipe::Recipe;
-
-/// Adam's moments, one buffer per parameter.
-pub struct Moments<B: Backend> {
-    pub m: Vec<B::Buffer>,
-    pub v: Vec<B::Buffer>,
-}
+use super::recipe::{MomentType, Recipe};
 
 impl<B: Backend> Moments<B> {
-    pub fn zeros(backend: &B, params: &Params<B>) -> Result<Moments<B>> {
-        Ok(Moments { m: params.zeros_like(backend)?, v: params.zeros_like(backend)? })
+    pub fn zeros(backend: &B, of: MomentType, params: &Params<B>) -> Result<Moments<B>> {
+        let halves = || params.specs.iter().map(|spec| backend.half(spec.len())).collect::<Result<Vec<_>>>();
+        Ok(match of {
+            MomentType::F32 => Moments::F32 { m: params.zeros_like(backend)?, v: params.zeros_like(backend)? },
+            MomentType::Bf16 => Moments::Bf16 { m: halves()?, v: halves()? },
+        })
     }
 }
 
@@ -56,5 +54,5 @@ pub fn step<B: Backend>(
         step: t + 1,
         grad_factor: clip as f32,
     };
-    backend.adamw(adam, &rates, &mut params.values, grads, &mut moments.m, &mut moments.v);
+    backend.adamw(adam, &rates, &mut params.values, grads, moments);
 }

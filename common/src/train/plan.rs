@@ -23,7 +23,8 @@ pub struct Held {
     pub bytes: u64,
 }
 
-/// The row of the moments.
+/// The rows of the gradients and of the moments.
+const GRADIENTS: &str = "gradients";
 const ADAM: &str = "Adam";
 
 /// What decides the memory of a run.
@@ -157,8 +158,12 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
         Held { what: "frozen weights", detail: stored, bytes: frozen + zero },
         floats::<B>(h, rows),
         Held { what, detail: masters, bytes: trained },
-        Held { what: "gradients", detail: format!("of {what}, f32"), bytes: trained },
-        Held { what: ADAM, detail: "two moments, f32".into(), bytes: 2 * trained },
+        Held { what: GRADIENTS, detail: format!("of {what}, f32"), bytes: trained },
+        Held {
+            what: ADAM,
+            detail: format!("two moments, {}", h.recipe.moments),
+            bytes: 2 * trained / 4 * h.recipe.moments.bytes() as u64,
+        },
         Held {
             what: "checkpoints",
             detail: format!("inputs of {} blocks, {} × {} tokens", h.config.layers, h.recipe.batch, h.recipe.seq),
@@ -227,9 +232,10 @@ pub fn keep_within<B: Backend>(h: &mut Holding, room: u64) {
 
 /// What the host holds besides, where the rows of the plan are of a device with memory of its own.
 pub fn on_host<B: Backend>(held: &[Held]) -> Option<Held> {
-    let moments = held.iter().find(|h| h.what == ADAM).filter(|_| B::TABLES_ON_HOST)?;
-    let detail = "what is trained and its moments, copied while a save is written".to_string();
-    Some(Held { what: "on the host", detail, bytes: moments.bytes / 2 * 3 })
+    // Gradients are as many and as wide as what is trained.
+    let trained = held.iter().find(|h| h.what == GRADIENTS).filter(|_| B::TABLES_ON_HOST)?;
+    let detail = "what is trained and its moments, copied while a save is written, f32".to_string();
+    Some(Held { what: "on the host", detail, bytes: 3 * trained.bytes })
 }
 
 pub fn total(held: &[Held]) -> u64 {

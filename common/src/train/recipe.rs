@@ -40,6 +40,49 @@ impl FromStr for Schedule {
     }
 }
 
+/// What Adam's moments are held in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MomentType {
+    #[default]
+    F32,
+    Bf16,
+}
+
+impl MomentType {
+    pub fn bytes(self) -> usize {
+        match self {
+            MomentType::F32 => 4,
+            MomentType::Bf16 => 2,
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == MomentType::default()
+    }
+}
+
+impl fmt::Display for MomentType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MomentType::F32 => "f32",
+            MomentType::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for MomentType {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<MomentType> {
+        match word {
+            "f32" => Ok(MomentType::F32),
+            "bf16" => Ok(MomentType::Bf16),
+            _ => Err(Error::usage(format!("moments in {word:?} are not known"), "choose f32 or bf16")),
+        }
+    }
+}
+
 /// How the two terms of the loss are brought to one size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -116,6 +159,9 @@ pub struct Recipe {
     /// Largest global gradient norm; 0 is no clipping.
     pub clip: f64,
     pub seed: u64,
+    /// f32 is not recorded, as before there was a choice.
+    #[serde(default, skip_serializing_if = "MomentType::is_default")]
+    pub moments: MomentType,
     #[serde(default, skip_serializing_if = "Objective::is_default")]
     pub objective: Objective,
 }
@@ -133,6 +179,7 @@ impl Default for Recipe {
             schedule: Schedule::Linear,
             clip: 1.0,
             seed: 0,
+            moments: MomentType::default(),
             objective: Objective::default(),
         }
     }
@@ -197,6 +244,7 @@ impl Recipe {
             (Ok(serde_json::Value::Object(mut fields)), Ok(serde_json::Value::Object(objective))) => {
                 fields.remove("objective");
                 fields.extend(objective);
+                fields.insert("moments".into(), r.moments.to_string().into());
                 fields
             }
             _ => unreachable!("a recipe is a plain JSON object"),
@@ -270,5 +318,10 @@ mod tests {
         assert_eq!(read, taught);
         let (own, other) = Recipe::default().difference(&taught).unwrap();
         assert_eq!((own.as_str(), other.as_str()), ("--kl-weight 0.0", "--kl-weight 1.0"));
+        let narrow = Recipe { moments: MomentType::Bf16, ..Recipe::default() };
+        let recorded = serde_json::to_value(&narrow).unwrap();
+        assert_eq!(Recipe::from_arguments(Path::new("x"), recorded.as_object().unwrap()).unwrap(), narrow);
+        let (own, other) = narrow.difference(&Recipe::default()).unwrap();
+        assert_eq!((own.as_str(), other.as_str()), ("--moments bf16", "--moments f32"));
     }
 }

@@ -16,14 +16,15 @@ use std::thread::{self, JoinHandle};
 
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::Moments;
-use crate::compute::backend::Backend;
+use crate::compute::backend::{Backend, Moments};
 use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, OutputFile, PartDir, sync_dir, write_file};
 use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
 use crate::format::tensor::Dtype;
-use crate::model::params::Params;
+use crate::model::params::{ParamSpec, Params};
 use crate::stage::checkpoint::{OPTIMIZER, TRAINED};
+
+use super::recipe::MomentType;
 
 const STATE: &str = "state.json";
 const KEPT: usize = 2;
@@ -77,7 +78,7 @@ impl<'a> Saves<'a> {
         if backend.peak_memory().is_none() {
             // A copy would be as much memory again.
             let save = Save { part, state, files: [(TRAINED, trained), (OPTIMIZER, moments)] };
-            return self.keep_if_saved(save.write(|buffer| Ok(backend.download(buffer)?.into())));
+            return self.keep_if_saved(save.write(|buffer| Ok(buffer.download(backend)?.into())));
         }
         let files = [(TRAINED, copy(backend, trained)?), (OPTIMIZER, copy(backend, moments)?)];
         let save = Arc::new(Save { part, state, files });
@@ -181,7 +182,7 @@ pub fn other_run(part: &Path) -> Error {
 }
 
 pub fn write_trained<B: Backend>(backend: &B, path: &Path, params: &Params<B>) -> Result<FileDigest> {
-    write_tensors(path, &of_params(params), |buffer| Ok(backend.download(buffer)?.into()))
+    write_tensors(path, &of_params(params), |held| Ok(held.download(backend)?.into()))
 }
 
 pub fn write_moments<B: Backend>(
@@ -190,26 +191,45 @@ pub fn write_moments<B: Backend>(
     params: &Params<B>,
     moments: &Moments<B>,
 ) -> Result<FileDigest> {
-    write_tensors(path, &of_moments(params, moments), |buffer| Ok(backend.download(buffer)?.into()))
+    write_tensors(path, &of_moments(params, moments), |held| Ok(held.download(backend)?.into()))
 }
 
-fn of_params<B: Backend>(params: &Params<B>) -> Tensors<&B::Buffer> {
+/// What the device holds of a tensor. In files all are f32, which changes no value.
+enum Held<'a, B: Backend> {
+    F32(&'a B::Buffer),
+    Bf16(&'a B::Half),
+}
+
+impl<B: Backend> Held<'_, B> {
+    fn download(&self, backend: &B) -> Result<Vec<f32>> {
+        match self {
+            Held::F32(buffer) => backend.download(buffer),
+            Held::Bf16(half) => backend.download_half(half),
+        }
+    }
+}
+
+fn of_params<B: Backend>(params: &Params<B>) -> Tensors<Held<'_, B>> {
     let rows = params.specs.iter().zip(&params.values);
-    rows.map(|(spec, value)| (spec.name.clone(), (spec.shape.clone(), value))).collect()
+    rows.map(|(spec, value)| (spec.name.clone(), (spec.shape.clone(), Held::F32(value)))).collect()
 }
 
-fn of_moments<'a, B: Backend>(params: &Params<B>, moments: &'a Moments<B>) -> Tensors<&'a B::Buffer> {
+fn of_moments<'a, B: Backend>(params: &Params<B>, moments: &'a Moments<B>) -> Tensors<Held<'a, B>> {
+    let [m, v]: [Vec<Held<B>>; 2] = match moments {
+        Moments::F32 { m, v } => [m, v].map(|of| of.iter().map(Held::F32).collect()),
+        Moments::Bf16 { m, v } => [m, v].map(|of| of.iter().map(Held::Bf16).collect()),
+    };
     let mut tensors = Tensors::new();
-    for (suffix, buffers) in [("m", &moments.m), ("v", &moments.v)] {
-        for (spec, buffer) in params.specs.iter().zip(buffers) {
-            tensors.insert(format!("{}.{suffix}", spec.name), (spec.shape.clone(), buffer));
+    for (suffix, rows) in [("m", m), ("v", v)] {
+        for (spec, held) in params.specs.iter().zip(rows) {
+            tensors.insert(format!("{}.{suffix}", spec.name), (spec.shape.clone(), held));
         }
     }
     tensors
 }
 
-fn copy<B: Backend>(backend: &B, tensors: Tensors<&B::Buffer>) -> Result<Tensors<Vec<f32>>> {
-    tensors.into_iter().map(|(name, (shape, buffer))| Ok((name, (shape, backend.download(buffer)?)))).collect()
+fn copy<B: Backend>(backend: &B, tensors: Tensors<Held<B>>) -> Result<Tensors<Vec<f32>>> {
+    tensors.into_iter().map(|(name, (shape, held))| Ok((name, (shape, held.download(backend)?)))).collect()
 }
 
 fn write_tensors<T>(
@@ -234,14 +254,16 @@ pub fn load_trained<B: Backend>(backend: &B, path: &Path, params: &mut Params<B>
     Ok(())
 }
 
-pub fn load_moments<B: Backend>(backend: &B, path: &Path, params: &Params<B>) -> Result<Moments<B>> {
+pub fn load_moments<B: Backend>(backend: &B, of: MomentType, path: &Path, params: &Params<B>) -> Result<Moments<B>> {
     let file = TensorFile::open(path)?;
-    let read = |suffix: &str| {
-        let buffers = params.specs.iter().map(|spec| {
-            let t = file.expect(&format!("{}.{suffix}", spec.name), Dtype::F32, &spec.shape)?;
-            backend.upload(&t.to_f32())
-        });
-        buffers.collect::<Result<Vec<_>>>()
+    let read = |spec: &ParamSpec, suffix: &str| {
+        Ok(file.expect(&format!("{}.{suffix}", spec.name), Dtype::F32, &spec.shape)?.to_f32())
     };
-    Ok(Moments { m: read("m")?, v: read("v")? })
+    let f32s = |suffix| params.specs.iter().map(|spec| backend.upload(&read(spec, suffix)?)).collect::<Result<_>>();
+    let halves =
+        |suffix| params.specs.iter().map(|spec| backend.upload_half(&read(spec, suffix)?)).collect::<Result<_>>();
+    Ok(match of {
+        MomentType::F32 => Moments::F32 { m: f32s("m")?, v: f32s("v")? },
+        MomentType::Bf16 => Moments::Bf16 { m: halves("m")?, v: halves("v")? },
+    })
 }

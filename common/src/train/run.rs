@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use super::metrics::{MetricsFile, StepMetrics};
-use super::optimizer::{self, Moments};
+use super::optimizer;
 use super::recipe::Recipe;
 use super::resume::Saves;
 use crate::compute::answers::Answers;
-use crate::compute::backend::{Backend, Loss, Teaching};
+use crate::compute::backend::{Backend, Loss, Moments, Teaching};
 use crate::compute::dropout;
 use crate::data::order::Windows;
 use crate::error::{Error, Result};

@@ -3,6 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use half::bf16;
+
 use super::aligned::Aligned;
 use super::attention::{Attention, AttentionSaved, attention_backward, attention_forward, thread_bytes};
 use super::element::Element;
@@ -11,7 +13,7 @@ use super::product::kernel_name;
 use super::rope::RopeTable;
 use super::{adamw, attention_step, divergence, elementwise, embedding, head, linear, made, rmsnorm, rope, swiglu};
 use crate::compute::backend::{
-    AdamStep, Backend, Branch, Extent, Head, Heads, Loss, Output, RowLoss, Teaching, TokenScore, Weight,
+    AdamStep, Backend, Branch, Extent, Head, Heads, Loss, Moments, Output, RowLoss, Teaching, TokenScore, Weight,
 };
 use crate::error::Result;
 use crate::format::tensor::Tensor;
@@ -47,6 +49,7 @@ impl<E: Element> Backend for Cpu<E> {
     type Buffer = Aligned<f32>;
     type Activation = Aligned<E>;
     type Integers = Aligned<i8>;
+    type Half = Aligned<bf16>;
     type Frozen = Tensor;
     type Rope = RopeTable;
 
@@ -91,6 +94,20 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn download(&self, buffer: &Aligned<f32>) -> Result<Vec<f32>> {
         Ok(buffer.to_vec())
+    }
+
+    fn half(&self, len: usize) -> Result<Aligned<bf16>> {
+        Aligned::zeros(len)
+    }
+
+    fn upload_half(&self, values: &[f32]) -> Result<Aligned<bf16>> {
+        let mut half = Aligned::zeros(values.len())?;
+        elementwise::round(values, &mut half);
+        Ok(half)
+    }
+
+    fn download_half(&self, half: &Aligned<bf16>) -> Result<Vec<f32>> {
+        Ok(half.iter().map(|x| Element::to_f32(*x)).collect())
     }
 
     fn freeze(&self, tensor: &Tensor) -> Result<Tensor> {
@@ -313,11 +330,11 @@ impl<E: Element> Backend for Cpu<E> {
         rates: &[f32],
         p: &mut [Aligned<f32>],
         g: &[Aligned<f32>],
-        m: &mut [Aligned<f32>],
-        v: &mut [Aligned<f32>],
+        moments: &mut Moments<Self>,
     ) {
-        for ((((p, g), m), v), rate) in p.iter_mut().zip(g).zip(m).zip(v).zip(rates) {
-            adamw::adamw(step, *rate, p, g, m, v);
+        match moments {
+            Moments::F32 { m, v } => adamw::table(step, rates, p, g, m, v),
+            Moments::Bf16 { m, v } => adamw::table(step, rates, p, g, m, v),
         }
     }
 }

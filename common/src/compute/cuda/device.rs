@@ -16,7 +16,7 @@ use super::state::{CONTEXT, Cuda, Rotations};
 use super::weight::stored_kind;
 use super::{optimizer, state, weight};
 use crate::compute::backend::{
-    AdamStep, Backend, Branch, Extent, Head, Heads, Loss, Output, RowLoss, TokenScore, Weight,
+    AdamStep, Backend, Branch, Extent, Head, Heads, Loss, Moments, Output, RowLoss, TokenScore, Weight,
 };
 use crate::compute::cpu::rope::RopeTable;
 use crate::error::{Error, Result};
@@ -26,6 +26,7 @@ impl Backend for Cuda {
     type Buffer = Memory<f32>;
     type Activation = Memory<bf16>;
     type Integers = Memory<i8>;
+    type Half = Memory<bf16>;
     type Frozen = Frozen;
     type Rope = Rotations;
 
@@ -59,6 +60,18 @@ impl Backend for Cuda {
 
     fn download(&self, buffer: &Memory<f32>) -> Result<Vec<f32>> {
         buffer.read(buffer.len())
+    }
+
+    fn half(&self, len: usize) -> Result<Memory<bf16>> {
+        Memory::zeros(&self.gpu, len)
+    }
+
+    fn upload_half(&self, values: &[f32]) -> Result<Memory<bf16>> {
+        Memory::of(&self.gpu, &values.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>())
+    }
+
+    fn download_half(&self, half: &Memory<bf16>) -> Result<Vec<f32>> {
+        Ok(half.read(half.len())?.iter().map(|x| x.to_f32()).collect())
     }
 
     fn freeze(&self, tensor: &Tensor) -> Result<Frozen> {
@@ -359,14 +372,17 @@ impl Backend for Cuda {
         rates: &[f32],
         p: &mut [Memory<f32>],
         g: &[Memory<f32>],
-        m: &mut [Memory<f32>],
-        v: &mut [Memory<f32>],
+        moments: &mut Moments<Self>,
     ) {
-        let table = optimizer::table(step, rates, p, g, m, v);
+        let (table, half) = match moments {
+            Moments::F32 { m, v } => (optimizer::table(step, rates, p, g, m, v), 0),
+            Moments::Bf16 { m, v } => (optimizer::table(step, rates, p, g, m, v), 1),
+        };
         let (gpu, grid) = (&self.gpu, optimizer::grid(table.len()));
         let root2 = (1.0 - f64::from(step.beta2).powi(step.step as i32)).sqrt() as f32;
         self.parts.with(gpu, table, |parts| {
-            self.optimizer.adamw(gpu, grid, parts, step.grad_factor, step.beta1, step.beta2, step.epsilon, root2);
+            let AdamStep { grad_factor, beta1, beta2, epsilon, .. } = step;
+            self.optimizer.adamw(gpu, grid, parts, half, grad_factor, beta1, beta2, epsilon, root2);
         });
     }
 

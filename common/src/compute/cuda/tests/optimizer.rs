@@ -3,9 +3,10 @@
 use gpu_emulator::Device;
 
 use super::{Case, compare, random};
-use crate::compute::backend::{AdamStep, Backend};
+use crate::compute::backend::{AdamStep, Backend, Moments};
 
-struct Steps(Vec<usize>);
+/// Lengths of the tensors; moments in bf16.
+struct Steps(Vec<usize>, bool);
 
 impl Case for Steps {
     fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f32>)> {
@@ -14,17 +15,27 @@ impl Case for Steps {
             self.0.iter().map(|len| b.upload(&values(len)).unwrap()).collect()
         };
         let zeros = || self.0.iter().map(|len| b.zeros(*len).unwrap()).collect::<Vec<_>>();
-        let (mut p, mut m, mut v) = (tensors(1, 1.0), zeros(), zeros());
+        let halves = || self.0.iter().map(|len| b.half(*len).unwrap()).collect::<Vec<_>>();
+        let mut p = tensors(1, 1.0);
+        let mut moments = match self.1 {
+            false => Moments::F32 { m: zeros(), v: zeros() },
+            true => Moments::Bf16 { m: halves(), v: halves() },
+        };
         let rates: Vec<f32> = (0..self.0.len()).map(|i| 1e-3 / (i + 1) as f32).collect();
         let mut sums = Vec::new();
         for step in 1..=3 {
             let g = tensors(step * 100, 0.1);
             sums.extend(b.square_sums(&g).unwrap().iter().map(|sum| *sum as f32));
             let adam = AdamStep { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, step, grad_factor: 0.5 };
-            b.adamw(adam, &rates, &mut p, &g, &mut m, &mut v);
+            b.adamw(adam, &rates, &mut p, &g, &mut moments);
         }
         let all = |of: &[B::Buffer]| of.iter().flat_map(|x| b.download(x).unwrap()).collect();
-        vec![("sums", sums), ("p", all(&p)), ("m", all(&m)), ("v", all(&v))]
+        let half = |of: &[B::Half]| of.iter().flat_map(|x| b.download_half(x).unwrap()).collect();
+        let (m, v) = match &moments {
+            Moments::F32 { m, v } => (all(m), all(v)),
+            Moments::Bf16 { m, v } => (half(m), half(v)),
+        };
+        vec![("sums", sums), ("p", all(&p)), ("m", m), ("v", v)]
     }
 }
 
@@ -32,6 +43,8 @@ impl Case for Steps {
 #[test]
 fn adamw() {
     for device in [Device::new(), Device::new().reversed_blocks().reversed_threads()] {
-        device.run(|| compare("adamw", &Steps(vec![1, 300, 70_000, 4096]), |_| 1e-6));
+        for half in [false, true] {
+            device.run(|| compare("adamw", &Steps(vec![1, 300, 70_000, 4096], half), |_| 1e-6));
+        }
     }
 }
