@@ -40,11 +40,18 @@ impl Case for Steps {
 }
 
 /// A tensor of one element, and one of more than a part.
+const LENGTHS: [usize; 4] = [1, 300, 70_000, 4096];
+
 #[test]
 fn adamw() {
     for device in [Device::new(), Device::new().reversed_blocks().reversed_threads()] {
-        for half in [false, true] {
-            device.run(|| compare("adamw", &Steps(vec![1, 300, 70_000, 4096], half), |_| 1e-6));
-        }
+        device.run(|| compare("adamw", &Steps(LENGTHS.to_vec(), false), |_| 1e-6));
+        // The kernel fuses products into sums: of a value near the middle of two bf16 it takes the other one.
+        let limit = |name: &str| match name {
+            "m" | "v" => 8.0 / 256.0,
+            "p" => 1e-5,
+            _ => 1e-6,
+        };
+        device.run(|| compare("adamw, moments in bf16", &Steps(LENGTHS.to_vec(), true), limit));
     }
 }
