@@ -52,7 +52,7 @@ interop: build
 	tests/interop/run
 
 bench: build
-	$(CARGO) build --release --examples
+	$(CARGO) build --release -p lrqat-common --examples
 	tests/bench/run
 
 bench-peers:

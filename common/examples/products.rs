@@ -1,14 +1,14 @@
 //! Times a matrix product: `cargo run --release -p lrqat-common --example products -- M K N [--threads T] [--seconds S]
-//! [--kernel amx|fma|f32]`. Prints one JSON line: GFLOP/s of the median and of the fastest call.
-//! C = A·Wᵀ with random A [M, K] and W [N, K], both packed within the time, C in their type: bf16 by the tile unit (amx)
-//! or by fused multiply-adds (fma), or f32. Without a kernel, what bf16 runs on here.
+//! [--kernel amx|avx512bf16|fma|f32]`. Prints one JSON line: GFLOP/s of the median and of the fastest call.
+//! C = A·Wᵀ with random A [M, K] and W [N, K], both packed within the time, C in their type: bf16 by the tile unit (amx),
+//! by dot products (avx512bf16) or by fused multiply-adds (fma), or f32. Without a kernel, what bf16 runs on here.
 
 use std::time::Instant;
 
 use common::compute::cpu::element::Element;
+use common::compute::cpu::product::{Fma, Kernel, Left, Lines, Scratch, Split, ToActivation, kernel_name, product};
 #[cfg(target_arch = "x86_64")]
-use common::compute::cpu::product::{Amx, amx};
-use common::compute::cpu::product::{Fma, Kernel, Left, Lines, Scratch, Split, ToActivation, product};
+use common::compute::cpu::product::{amx, dot};
 use half::bf16;
 
 fn main() {
@@ -26,13 +26,14 @@ fn main() {
     }
     let shape: [usize; 3] = numbers.try_into().expect("products M K N");
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("the first pool");
-    match kernel.as_deref() {
-        Some("f32") => time::<f32, _>(Fma, "f32", shape, seconds),
-        Some("fma") => time::<bf16, _>(Fma, "fma", shape, seconds),
+    match kernel.as_deref().unwrap_or(kernel_name::<bf16>()) {
+        "f32" => time::<f32, _>(Fma, "f32", shape, seconds),
+        "fma" => time::<bf16, _>(Fma, "fma", shape, seconds),
         #[cfg(target_arch = "x86_64")]
-        _ if amx::available() => time::<bf16, _>(Amx, "amx", shape, seconds),
-        Some("amx") => panic!("this machine has no AMX"),
-        _ => time::<bf16, _>(Fma, "fma", shape, seconds),
+        "amx" => time::<bf16, _>(amx::Amx, "amx", shape, seconds),
+        #[cfg(target_arch = "x86_64")]
+        "avx512bf16" => time::<bf16, _>(dot::Dot, "avx512bf16", shape, seconds),
+        other => panic!("no kernel {other:?}"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::compute::cpu::product::amx;
+use crate::compute::cpu::product::multiplies_bf16;
 use crate::compute::cuda;
 use crate::error::{Error, Result};
 
@@ -65,7 +65,7 @@ impl DeviceFlags {
         Ok(match self.compute {
             _ if gpu => Chosen::Cuda,
             Compute::Bf16 => Chosen::CpuBf16,
-            Compute::Auto if amx::available() => Chosen::CpuBf16,
+            Compute::Auto if multiplies_bf16() => Chosen::CpuBf16,
             Compute::Auto | Compute::F32 => Chosen::CpuF32,
         })
     }

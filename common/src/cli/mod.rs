@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::compute::cpu::product::amx;
+use crate::compute::cpu::product::has_tiles;
 use crate::error::{Error, Result};
 use crate::quant::isa::{self, Isa};
 use flags::Common;
@@ -34,7 +34,7 @@ pub fn main(tool: &str, run: impl FnOnce() -> Result<()>) -> ExitCode {
 /// Refuses an instruction set asked for that this machine does not have.
 fn instruction_set() -> Result<()> {
     match isa::forced()? {
-        Some(Isa::Amx) if !amx::available() => Err(isa::missing(Isa::Amx)),
+        Some(Isa::Amx) if !has_tiles() => Err(isa::missing(Isa::Amx)),
         _ => Ok(()),
     }
 }

@@ -16,6 +16,8 @@ pub enum Isa {
     /// With FMA.
     Avx2,
     Avx512,
+    /// With dot products of bf16.
+    Avx512Bf16,
     /// The tile unit.
     Amx,
 }
@@ -34,10 +36,11 @@ fn named(name: &str) -> Result<Isa> {
         "portable" => Isa::Portable,
         "avx2" => Isa::Avx2,
         "avx512" => Isa::Avx512,
+        "avx512bf16" => Isa::Avx512Bf16,
         "amx" => Isa::Amx,
         _ => {
             let what = format!("{VARIABLE}={name:?} names no instruction set");
-            return Err(Error::usage(what, "use amx, avx512, avx2 or portable, or unset it"));
+            return Err(Error::usage(what, "use amx, avx512bf16, avx512, avx2 or portable, or unset it"));
         }
     };
     match arch(isa) {
@@ -58,7 +61,8 @@ fn arch(isa: Isa) -> Option<Arch> {
     match isa {
         Isa::Portable => Some(Arch::Scalar),
         Isa::Avx2 => pulp::x86::V3::try_new().map(Arch::V3),
-        Isa::Avx512 | Isa::Amx => pulp::x86::V4::try_new().map(Arch::V4),
+        Isa::Avx512Bf16 if !is_x86_feature_detected!("avx512bf16") => None,
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => pulp::x86::V4::try_new().map(Arch::V4),
     }
 }
 
@@ -78,7 +82,10 @@ mod tests {
     fn names_and_what_is_none() {
         assert_eq!(named("portable").unwrap(), Isa::Portable);
         let said = named("sse9").unwrap_err().to_string();
-        assert_eq!(said, "LRQAT_CPU=\"sse9\" names no instruction set; use amx, avx512, avx2 or portable, or unset it");
-        assert!(Isa::Amx > Isa::Avx512 && Isa::Avx2 > Isa::Portable);
+        assert_eq!(
+            said,
+            "LRQAT_CPU=\"sse9\" names no instruction set; use amx, avx512bf16, avx512, avx2 or portable, or unset it"
+        );
+        assert!(Isa::Amx > Isa::Avx512Bf16 && Isa::Avx512Bf16 > Isa::Avx512 && Isa::Avx2 > Isa::Portable);
     }
 }

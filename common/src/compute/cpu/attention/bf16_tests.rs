@@ -11,9 +11,9 @@ use super::backward::Backward;
 use super::forward::Forward;
 use super::{Attention, AttentionSaved};
 use crate::compute::cpu::element::Element;
+use crate::compute::cpu::product::{Fma, Kernel, Work};
 #[cfg(target_arch = "x86_64")]
-use crate::compute::cpu::product::Amx;
-use crate::compute::cpu::product::{Fma, Kernel, Work, amx};
+use crate::compute::cpu::product::{amx, dot};
 use crate::compute::cpu::testing::{on_thread_pools, random};
 
 /// The most that rounding to bf16 changes a number by, relatively.
@@ -27,10 +27,17 @@ macro_rules! with_each_kernel {
     ($f:ident) => {
         $f(Fma);
         #[cfg(target_arch = "x86_64")]
-        if amx::available() {
-            $f(Amx);
-        } else {
-            eprintln!("SKIPPED bf16 attention in tiles: this machine has no AMX");
+        {
+            if amx::available() {
+                $f(amx::Amx);
+            } else {
+                eprintln!("SKIPPED bf16 attention in tiles: this machine has no AMX");
+            }
+            if dot::available() {
+                $f(dot::Dot);
+            } else {
+                eprintln!("SKIPPED bf16 attention by dot products: this machine has no AVX-512 BF16");
+            }
         }
     };
 }

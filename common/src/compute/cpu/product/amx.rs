@@ -8,6 +8,7 @@ use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
 use super::kernel::{Ahead, RowPanel};
+use super::pairs::Pairs;
 use crate::quant::isa::{self, Isa};
 
 /// Does this machine have tiles, and may this process use them, as far as Linux and `LRQAT_CPU` say?
@@ -87,6 +88,40 @@ impl Drop for Tiles {
     }
 }
 
+/// Sums of bf16 products by the tile unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Amx;
+
+impl Pairs for Amx {
+    const NAME: &'static str = "amx";
+    const CHUNK: usize = 18;
+    type Session = Tiles;
+
+    fn session() -> Tiles {
+        Tiles::configure()
+    }
+
+    #[inline]
+    unsafe fn product(
+        a: RowPanel,
+        b: *const u16,
+        steps: usize,
+        c: *mut f32,
+        ldc: usize,
+        accumulate: bool,
+        ahead: Ahead,
+    ) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if ahead.many {
+                tile_product::<8>(a, b, steps, c, ldc, accumulate, ahead);
+            } else {
+                tile_product::<4>(a, b, steps, c, ldc, accumulate, ahead);
+            }
+        }
+    }
+}
+
 /// What the loop has no register for.
 #[repr(C)]
 struct Rest {
@@ -99,17 +134,14 @@ struct Rest {
     ahead_step: usize,
 }
 
-/// C [32, 32] = or += A [32, 32·steps]·B [32·steps, 32], C in f32 with rows `ldc` bytes apart.
-///
-/// A row of A holds 32 neighbouring k in 64 bytes. Of B there are two tiles a step (columns 0..16 and 16..32), each 16
-/// rows of 16 pairs (k, k + 1). B streams past the first-level cache (T1), so that A stays there. With each step, `LINES`
-/// (4 or 8) cache lines of the next A and two rows of the next C are fetched: what the third-level cache takes to answer
-/// is otherwise a quarter of the time.
+/// As [`Pairs::product`]. B streams past the first-level cache (T1), so that A stays there. With each step, `LINES` (4 or
+/// 8) cache lines of the next A and two rows of the next C are fetched: what the third-level cache takes to answer is
+/// otherwise a quarter of the time.
 ///
 /// # Safety
-/// Tiles are configured on this thread; the pointers are good for these sizes; steps > 0.
+/// As there.
 #[inline(always)]
-pub unsafe fn tile_product<const LINES: usize>(
+unsafe fn tile_product<const LINES: usize>(
     a: RowPanel,
     b: *const u16,
     steps: usize,

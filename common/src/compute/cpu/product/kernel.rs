@@ -1,4 +1,4 @@
-//! The two kernels, and which of them a type computes with.
+//! What a kernel is, the one of fused multiply-adds, and which of them a type computes with.
 
 use std::ops::Range;
 
@@ -7,10 +7,10 @@ use pulp::Simd;
 
 use super::super::element::Element;
 use super::super::simd::simd;
-#[cfg(target_arch = "x86_64")]
-use super::amx;
 use super::pack::Lines;
 use super::{COLUMNS, fma, pack};
+#[cfg(target_arch = "x86_64")]
+use super::{amx, dot};
 
 /// A panel of rows of A: packed, or a row-major matrix as it lies. Distances in bytes; packed panels of f32 have none.
 #[derive(Clone, Copy)]
@@ -145,105 +145,9 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     );
 }
 
-/// Sums of bf16 products by the tile unit of x86.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Amx;
-
 /// Chains of f32 fused multiply-adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fma;
-
-#[cfg(target_arch = "x86_64")]
-impl Kernel for Amx {
-    const NAME: &'static str = "amx";
-    type Packed = u16;
-    const ROWS: usize = 32;
-    const STEP: usize = 32;
-    const CHUNK: usize = 18;
-    const BLOCK: usize = 64;
-    const READS_TILES: bool = true;
-    type Session = amx::Tiles;
-
-    fn begin(self) -> amx::Tiles {
-        amx::Tiles::configure()
-    }
-
-    #[inline]
-    unsafe fn tile(
-        self,
-        a: RowPanel,
-        b: *const u16,
-        steps: usize,
-        c: *mut f32,
-        ldc: usize,
-        accumulate: bool,
-        ahead: Ahead,
-    ) {
-        // SAFETY: as the caller promises.
-        unsafe {
-            if ahead.many {
-                amx::tile_product::<8>(a, b, steps, c, 4 * ldc, accumulate, ahead);
-            } else {
-                amx::tile_product::<4>(a, b, steps, c, 4 * ldc, accumulate, ahead);
-            }
-        }
-    }
-
-    unsafe fn put_tile<E: Element>(self, tile: &[f32], to: *mut E, stride: usize, rows: usize, columns: usize) {
-        // SAFETY: as the caller promises.
-        unsafe { pack::put_tile(tile, to, stride, rows, columns) }
-    }
-
-    fn pack_rows<E: Element>(self, rows: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [u16]) {
-        pack::tiles_of_rows(rows, first, steps, out);
-    }
-
-    fn pack_columns<E: Element>(self, columns: &Lines<E>, first: usize, steps: Range<usize>, out: &mut [u16]) {
-        pack::tiles_of_columns(columns, first, steps, out);
-    }
-
-    fn packed_rows(self, first: *const u16) -> RowPanel {
-        RowPanel { first: first.cast(), row: 64, step: 2048 }
-    }
-
-    #[inline(always)]
-    fn put_line<S: Simd, const V: usize>(simd: S, x: [S::f32s; V], row: usize, out: &mut [u16]) {
-        let out = &mut out.as_chunks_mut::<32>().0[row];
-        let out: &mut [u32; 16] = bytemuck::cast_mut(out);
-        let out = S::as_mut_simd_u32s(out).0;
-        for (v, out) in out[..V / 2].iter_mut().enumerate() {
-            *out = pack::two_bf16(simd, x[v], x[v + V / 2]);
-        }
-    }
-
-    #[inline(always)]
-    fn put_pair<S: Simd, const V: usize>(simd: S, [low, high]: [[S::f32s; V]; 2], pair: usize, out: &mut [u16]) {
-        let out = out.as_chunks_mut::<512>().0;
-        for half in 0..2 {
-            let out = &mut out[half].as_chunks_mut::<32>().0[pair];
-            let out: &mut [u32; 16] = bytemuck::cast_mut(out);
-            let out = S::as_mut_simd_u32s(out).0;
-            for (v, out) in out[..V / 2].iter_mut().enumerate() {
-                let at = half * V / 2 + v;
-                *out = pack::two_bf16(simd, low[at], high[at]);
-            }
-        }
-    }
-
-    fn tiled_rows(self, first: *const u16) -> RowPanel {
-        self.packed_rows(first)
-    }
-
-    fn pack_columns_for_tiles<E: Element>(
-        self,
-        columns: &Lines<E>,
-        first: usize,
-        steps: Range<usize>,
-        out: &mut [u16],
-    ) {
-        pack::tiles_of_columns_by_halves(columns, first, steps, out);
-    }
-}
 
 impl Kernel for Fma {
     const NAME: &'static str = "fma";
@@ -348,10 +252,28 @@ pub trait Work {
 /// Runs `work` with the kernel that this machine has for products of E.
 pub fn with_kernel<E: Element, W: Work>(work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
-    if E::IN_TILES && amx::available() {
-        return work.run(Amx);
+    if E::IN_TILES {
+        if amx::available() {
+            return work.run(amx::Amx);
+        }
+        if dot::preferred() {
+            return work.run(dot::Dot);
+        }
     }
     work.run(Fma)
+}
+
+/// Does this machine have a tile unit that `LRQAT_CPU` leaves to it?
+pub fn has_tiles() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return amx::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Does this machine multiply matrices of bf16 faster than of f32?
+pub fn multiplies_bf16() -> bool {
+    kernel_name::<half::bf16>() != Fma::NAME
 }
 
 /// The kernel that products of E run on: their bits depend on it.

@@ -61,8 +61,19 @@ fn tiles() {
         eprintln!("SKIPPED tiles: this machine has no AMX");
         return;
     }
-    every_layout::<Amx, f32>(Amx);
-    every_layout::<Amx, bf16>(Amx);
+    every_layout::<amx::Amx, f32>(amx::Amx);
+    every_layout::<amx::Amx, bf16>(amx::Amx);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn dot_products() {
+    if !dot::available() {
+        eprintln!("SKIPPED dot products: this machine has no AVX-512 BF16");
+        return;
+    }
+    every_layout::<dot::Dot, f32>(dot::Dot);
+    every_layout::<dot::Dot, bf16>(dot::Dot);
 }
 
 /// A weight that is made: W[n, k] of small integers.
@@ -112,8 +123,13 @@ fn made<K: Kernel>(kernel: K) {
 fn weights_made_block_by_block() {
     made(Fma);
     #[cfg(target_arch = "x86_64")]
-    if amx::available() {
-        made(Amx);
+    {
+        if amx::available() {
+            made(amx::Amx);
+        }
+        if dot::available() {
+            made(dot::Dot);
+        }
     }
 }
 
@@ -209,8 +225,13 @@ fn tiles_as_operands<K: Kernel>(kernel: K) {
 fn tiles_of_a_product_as_operands() {
     tiles_as_operands(Fma);
     #[cfg(target_arch = "x86_64")]
-    if amx::available() {
-        tiles_as_operands(Amx);
+    {
+        if amx::available() {
+            tiles_as_operands(amx::Amx);
+        }
+        if dot::available() {
+            tiles_as_operands(dot::Dot);
+        }
     }
 }
 
