@@ -2,6 +2,7 @@
 import datetime
 import os
 import platform
+import re
 import subprocess
 
 FLAGS = ["avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"]
@@ -36,7 +37,15 @@ def describe():
         "flags": " ".join(flag for flag in FLAGS if flag in flags) or "none of interest",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "built": first_line("rustc", "--version"),
+        "clock": clock(),
     }
+
+
+def name():
+    """Of the processor and the last of its instruction sets that matter: a folder of results."""
+    best = next((flag for flag in reversed(FLAGS) if flag in cpuinfo("flags").split()), "")
+    cpu = re.sub(r"\(\w+\)", "", cpuinfo("model name")) or platform.machine()
+    return re.sub(r"[^a-z0-9]+", "-", f"{cpu} {best}".lower()).strip("-")
 
 
 def now():

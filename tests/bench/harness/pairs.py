@@ -35,8 +35,17 @@ def summary(samples):
         "seconds": spread([s.seconds for s in samples]),
         "cpu_seconds": spread([s.cpu_seconds for s in samples]),
         "peak": spread([s.peak for s in samples]),
-        "said": samples[-1].said,
+        "said": told(samples[-1]),
     }
+
+
+def told(sample):
+    """Of what a program said, what the report repeats."""
+    said = sample.said if isinstance(sample.said, dict) else {}
+    kept = {key: said[key] for key in ("version", "ppl") if key in said}
+    for artefact in said.get("artefacts", []):
+        kept["ppl"] = next(iter(artefact["ppl"].values()))["ppl"]
+    return kept
 
 
 def try_all(variants):
@@ -51,7 +60,7 @@ def try_all(variants):
             continue
         ran.append((sample.rate, variant))
         tried.append({"label": variant.label, "rate": sample.rate, "seconds": sample.seconds, "peak": sample.peak,
-                      "said": sample.said})
+                      "said": told(sample)})
     return [variant for _, variant in sorted(ran, key=lambda pair: -pair[0])], tried
 
 

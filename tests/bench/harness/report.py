@@ -1,12 +1,13 @@
-"""BENCHMARKS.md from the results that are there, and its chart."""
+"""BENCHMARKS.md from the results that are there, a section for each processor, and its charts."""
 import json
 import os
 import subprocess
 
 from . import machine, stages
 
-PEERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "peers")
-CHART = "benchmarks.svg"
+BENCH = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS = os.path.join(BENCH, "results")
+CHART = "growth.svg"
 # Row: work, unit of the rate, what is aimed at: least ratio, largest part of the peer's memory.
 WORK = {
     "qat-step": ("`qat-step` SmolLM2-135M w4pc r32, 4 × 512, bf16", "tokens/s", 2.5, None),
@@ -24,15 +25,11 @@ HEAD = """# Benchmarks
 
 Written by `make bench`: what is measured and how, in [tests/bench/README.md](tests/bench/README.md).
 
-- {cpu}; {flags}
-- {system}; {built}
-- SmolLM2-135M-Instruct from `{model}`
-
 Rates are medians of whole processes, ours and the peer's run in turn; the ratio is the median of the pairs' ratios, its
 least and largest behind it. The peer's rate is of its inner loop alone, without starting Python and loading the model; ours
 is of the training steps after the first, and elsewhere of the whole process. "Whole" is the ratio of the processes' times.
 Memory is the peak resident set, mapped file pages included, in GB of 10^9 bytes; the peer's is its leanest variant's.
-Load is the system's before and after: beyond {cores} others were at work too.
+Load is the system's before and after: beyond the number of cores others were at work too.
 """
 
 
@@ -40,9 +37,20 @@ def work():
     return os.path.abspath(os.environ.get("BENCH_DIR") or os.path.join(stages.ROOT, "target", "bench"))
 
 
-def read():
-    folder, found = os.path.join(work(), "results"), {}
+def keep(name, result):
+    """A row measured on this machine."""
+    folder = os.path.join(RESULTS, machine.name())
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, f"{name}.json"), "w") as file:
+        json.dump(result, file, indent=1)
+        file.write("\n")
+
+
+def read(folder):
+    found = {}
     for name in sorted(os.listdir(folder)):
+        if not name.endswith(".json"):
+            continue
         with open(os.path.join(folder, name)) as file:
             result = json.load(file)
         found[name.removesuffix(".json")] = result
@@ -95,20 +103,19 @@ def fits(found):
         if r is None or "failed" in r:
             continue
         each = r["ours"]["cpu_seconds"][0] / r["weights"]
-        cycles = machine.clock()
+        cycles = r["machine"].get("clock")
         cycles = f", {each * cycles:.1f} cycles of the time stamp counter" if cycles else ""
         lines.append(f"- {name}: {each * 1e9:.1f} ns of processor time a weight{cycles}, for 100 candidates; file to file.")
     return lines and ["", *lines]
 
 
 def variants(found):
-    lines = ["", "## What the peers were tried with", "", "| work | variant | rate | memory | |", "|---|---|---|---|---|"]
+    lines = ["", "### What the peers were tried with", "", "| work | variant | rate | memory | |", "|---|---|---|---|---|"]
     for name, (title, unit, _, _) in WORK.items():
         tried = found.get(name, {}).get("tried", [])
         ours = found.get(name, {}).get("ours", {})
-        for artefact in ours.get("said", {}).get("artefacts", []):
-            ppl = next(iter(artefact["ppl"].values()))["ppl"]
-            tried = [{"label": "ours", "rate": ours["rate"][0], "peak": ours["peak"][0], "said": {"ppl": ppl}}, *tried]
+        if "ppl" in ours.get("said", {}):
+            tried = [{"label": "ours", "rate": ours["rate"][0], "peak": ours["peak"][0], "said": ours["said"]}, *tried]
         for t in tried:
             if "failed" in t:
                 lines.append(f"| {title} | {t['label']} | – | – | {t['failed'].replace('|', '/')} |")
@@ -118,8 +125,8 @@ def variants(found):
     return lines if len(lines) > 5 else []
 
 
-def growth(r):
-    lines = ["", "## How cost grows", "", f"![time and memory]({CHART})", "", f"Measured on {r['date']}, load {r['load']}.", ""]
+def growth(r, chart):
+    lines = ["", "### How cost grows", "", f"![time and memory]({chart})", "", f"Measured on {r['date']}, load {r['load']}.", ""]
     lines += ["| threads | tokens/s |", "|---|---|"]
     lines += [f"| {threads} | {number(rate)} |" for threads, rate in r["by_threads"]]
     lines += ["", "| tokens a step | s | ms a token |", "|---|---|---|"]
@@ -132,7 +139,7 @@ def growth(r):
 
 
 def large(r):
-    lines = ["", f"## {r['title']}", "", f"Measured on {r['date']}, load {r['load']}. {r['note']}", ""]
+    lines = ["", f"### {r['title']}", "", f"Measured on {r['date']}, load {r['load']}. {r['note']}", ""]
     lines += ["| run | s | read, GB/s | peak, GB | plan, GB | |", "|---|---|---|---|---|---|"]
     for s in r["runs"]:
         plan = f"{s['plan'] / 1e9:.2f} | {100 * (s['peak'] / s['plan'] - 1):+.1f} %" if s.get("plan") else "– | "
@@ -141,24 +148,33 @@ def large(r):
     return lines
 
 
-def write(path, python):
-    found = read()
-    described = next((r["machine"] for r in found.values() if "machine" in r), machine.describe())
+def section(folder, beside, python):
+    """What was measured on a machine."""
+    found = read(folder)
+    # Of the newest row: the system may have changed since the others.
+    described = max(found.values(), key=lambda r: r.get("date", ""))["machine"]
     model = ", ".join(sorted({r["model"] for r in found.values() if "model" in r})) or "none"
-    lines = [*HEAD.format(cores=os.cpu_count(), model=model, **described).splitlines(), "", *main_table(found), *fits(found)]
+    yield from (f"## {described['cpu']}", "", f"{described['flags']}; {described['system']}; {described['built']}.")
+    yield from (f"SmolLM2-135M-Instruct from `{model}`.", "", *main_table(found), *fits(found))
     if "tokens" in found.get("growth", {}):
-        lines += growth(found["growth"])
-        draw(os.path.join(os.path.dirname(path), CHART), python)
+        chart = os.path.join(folder, CHART)
+        draw(os.path.join(folder, "growth.json"), chart, python)
+        yield from growth(found["growth"], os.path.relpath(chart, beside))
     if "large" in found:
-        lines += large(found["large"])
-    lines += variants(found)
+        yield from large(found["large"])
+    yield from variants(found)
+
+
+def write(path, python):
+    lines = HEAD.splitlines()
+    for name in sorted(os.listdir(RESULTS)):
+        lines += ["", *section(os.path.join(RESULTS, name), os.path.dirname(path), python)]
     with open(path, "w") as file:
         file.write("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
-def draw(path, python):
-    if python is None:
-        return
-    source = os.path.join(work(), "results", "growth.json")
-    subprocess.run([python, os.path.join(PEERS, "..", "harness", "chart.py"), source, path], check=False)
+def draw(source, chart, python):
+    """Anew where it is older than its figures."""
+    if python and not (os.path.exists(chart) and os.path.getmtime(chart) >= os.path.getmtime(source)):
+        subprocess.run([python, os.path.join(BENCH, "harness", "chart.py"), source, chart], check=False)
