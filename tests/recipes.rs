@@ -7,7 +7,7 @@ use common::model::config::{Config, Rope, Scaling};
 use common::model::ledger::Keeping;
 use common::model::names;
 use common::quant::Phi;
-use common::stage::wrapping::{Place, Wrapping};
+use common::stage::wrapping::{Place, RoundingChoice, Wrapping};
 use common::train::Recipe;
 use common::train::plan::{FloatBytes, Holding, plan, total};
 
@@ -37,7 +37,14 @@ fn planned_gb<B: Backend>(config: &Config, recipe: &Recipe, scheme: &str, phi: P
     let all = names::floats(config).iter().map(|(_, s)| 2 * s.iter().product::<usize>() as u64).sum();
     let floats = FloatBytes { all, embedding: 2 * (config.vocab * config.d) as u64 };
     let scheme = scheme.parse().unwrap();
-    let wrapping = &Wrapping { place: Place::Inside { phi }, rank: 32, alpha: 1.0, seed: 0, from_error: false };
+    let wrapping = &Wrapping {
+        place: Place::Inside { phi },
+        rank: 32,
+        alpha: 1.0,
+        seed: 0,
+        from_error: false,
+        rounding: RoundingChoice::Nearest,
+    };
     let holding = Holding { config, scheme, wrapping, floats, recipe, keeping: Keeping::default(), taught: None };
     // In f32, on two threads: the same wherever the test runs.
     let two = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();

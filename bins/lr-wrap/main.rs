@@ -15,12 +15,13 @@ use common::model::host::Source;
 use common::model::inputs::{MeanSquares, mean_squares};
 use common::model::names;
 use common::quant::Phi;
+use common::stage::compensated::Compensated;
 use common::stage::init::{Factors, fit_error};
 use common::stage::record::{self, Begin, Kind, Record};
 use common::stage::scales::Scales;
 use common::stage::shards::Shards;
 use common::stage::wrapped;
-use common::stage::wrapping::{Budget, Place, RankChoice, Targets, Wrapping};
+use common::stage::wrapping::{Budget, Place, RankChoice, RoundingChoice, Targets, Wrapping};
 
 /// Adds low-rank factors A and B: inside the rounding, or as an adapter beside fixed integers
 #[derive(Parser)]
@@ -48,10 +49,15 @@ struct Args {
     /// Outside: part of an adapter's input that is dropped in training [default: 0]
     #[arg(long, value_name = "PART")]
     dropout: Option<f32>,
+    /// How weights are rounded before training: to the nearest integer, or so that columns make up for what those before
+    /// them lost, as inputs weigh it (gptq; needs --shards)
+    #[arg(long, value_enum, default_value = "nearest")]
+    rounding: RoundingChoice,
     /// error: A and B start as the best product of their rank for what rounding lost
     #[arg(long, value_enum)]
     init: Option<Init>,
-    /// With --init error: what inputs weigh, from 16 windows of 512 tokens of what shard made [default: all the same]
+    /// What inputs weigh, from windows of 512 tokens of what shard made: 128 with --rounding gptq, 16 with --init error
+    /// [default: with --init error, all the same]
     #[arg(long, value_name = "DIR")]
     shards: Option<PathBuf>,
     /// Seed of B
@@ -102,8 +108,9 @@ fn run() -> Result<()> {
             for (name, bytes) in scales.model.support_files()? {
                 record.files.insert(name.clone(), write_file(&part.join(&name), &bytes)?);
             }
-            let fitted = fitted(&args, &scales, &wrapping, shards.as_ref())?;
-            let digest = write_tensors(&args, &scales, &wrapping, &fitted, &part)?;
+            let compensated = compensated(&args, &scales, &wrapping, shards.as_ref(), &part)?;
+            let fitted = fitted(&args, &scales, &wrapping, shards.as_ref(), compensated.as_ref())?;
+            let digest = write_tensors(&args, &scales, &wrapping, &fitted, compensated.as_ref(), &part)?;
             record.files.insert(wrapped::FILE.into(), digest);
             record::commit(part, &record)?;
         }
@@ -131,8 +138,21 @@ fn wrapping(args: &Args, scales: &Scales) -> Result<Wrapping> {
         return refuse(format!("--alpha {alpha}, expected a finite number"), "give --alpha 1");
     }
     let from_error = args.init == Some(Init::Error);
-    if args.shards.is_some() && !from_error {
-        return refuse("--shards without --init error".into(), "leave it out; qat-step takes the shards");
+    let gptq = args.rounding == RoundingChoice::Gptq;
+    if args.shards.is_some() && !from_error && !gptq {
+        return refuse(
+            "--shards without --rounding gptq or --init error".into(),
+            "leave it out; qat-step takes the shards",
+        );
+    }
+    if gptq && args.shards.is_none() {
+        return refuse("--rounding gptq without --shards".into(), "give what shard made of some text");
+    }
+    if gptq && from_error && !outside {
+        return refuse(
+            "--rounding gptq with --init error: inside the rounding nothing is left that A and B could start at".into(),
+            "leave --init error out",
+        );
     }
     if let (true, Some(alpha)) = (from_error, args.alpha.filter(|alpha| *alpha <= 0.0)) {
         return refuse(
@@ -150,27 +170,52 @@ fn wrapping(args: &Args, scales: &Scales) -> Result<Wrapping> {
         return refuse("--init error with --rank 0: there is nothing to start".into(), "give a rank");
     }
     if rank == 0 {
-        return Ok(Wrapping::scales_alone());
+        return Ok(Wrapping::scales_alone(args.rounding));
     }
     if !outside {
         let place = Place::Inside { phi: args.phi.unwrap_or(Phi::Q) };
-        return Ok(Wrapping { place, rank, alpha: args.alpha.unwrap_or(1.0), seed: args.seed, from_error });
+        let alpha = args.alpha.unwrap_or(1.0);
+        return Ok(Wrapping { place, rank, alpha, seed: args.seed, from_error, rounding: args.rounding });
     }
     let (megabytes, factor) = ((budget.per_rank * rank as u64) as f64 / 1e6, budget.factor(rank));
     let size = format!("rank {rank}: {megabytes:.1} MB of adapters, {factor:.3} times the quantized size");
     cli::say(&args.common, "lr-wrap", size);
     let alpha = args.alpha.unwrap_or(4.0 * rank as f32);
-    Ok(Wrapping { place: Place::Outside { targets, dropout }, rank, alpha, seed: args.seed, from_error })
+    let place = Place::Outside { targets, dropout };
+    Ok(Wrapping { place, rank, alpha, seed: args.seed, from_error, rounding: args.rounding })
+}
+
+/// The weights rounded by GPTQ, if it is asked for.
+fn compensated(
+    args: &Args,
+    scales: &Scales,
+    wrapping: &Wrapping,
+    shards: Option<&Shards>,
+    part: &PartDir,
+) -> Result<Option<Compensated>> {
+    const WINDOWS: u64 = 128;
+    let (RoundingChoice::Gptq, Some(shards)) = (wrapping.rounding, shards) else { return Ok(None) };
+    let batches = sampled(scales, shards, wrapping.seed, WINDOWS)?;
+    let bar = progress::count(&args.common, "gptq", names::linears(scales.model.config()).len() as u64);
+    let made = Compensated::new(scales, wrapping.place, &batches, part.path(), || bar.inc(1));
+    bar.finish_and_clear();
+    made.map(Some)
 }
 
 /// The factors for what rounding lost, if they are asked for.
-fn fitted(args: &Args, scales: &Scales, wrapping: &Wrapping, shards: Option<&Shards>) -> Result<Factors> {
+fn fitted(
+    args: &Args,
+    scales: &Scales,
+    wrapping: &Wrapping,
+    shards: Option<&Shards>,
+    compensated: Option<&Compensated>,
+) -> Result<Factors> {
     if !wrapping.from_error {
         return Ok(Factors::new());
     }
     let inputs = shards.map(|shards| input_sizes(scales, shards, wrapping.seed)).transpose()?;
     let bar = progress::count(&args.common, "fit", names::linears(scales.model.config()).len() as u64);
-    let factors = fit_error(scales, wrapping, inputs.as_ref(), || bar.inc(1));
+    let factors = fit_error(scales, wrapping, inputs.as_ref(), compensated, || bar.inc(1));
     bar.finish_and_clear();
     factors
 }
@@ -178,17 +223,23 @@ fn fitted(args: &Args, scales: &Scales, wrapping: &Wrapping, shards: Option<&Sha
 /// How large the inputs of the float model's linears are on the text.
 fn input_sizes(scales: &Scales, shards: &Shards, seed: u64) -> Result<MeanSquares> {
     const WINDOWS: u64 = 16;
+    // Of what they would be, not of what is rounded.
+    mean_squares(&Cpu::<f32>::new(), &scales.model, &sampled(scales, shards, seed, WINDOWS)?)
+}
+
+/// Windows of the text, a few at a time.
+fn sampled(scales: &Scales, shards: &Shards, seed: u64, count: u64) -> Result<Vec<Batch>> {
     const TOKENS: usize = 512;
+    const TOGETHER: usize = 4;
     let (dir, files) = (&scales.stage.dir, scales.model.support_files()?);
     shards.check_tokenizer(dir, Tokenizer::from_files(dir, &files)?.digest())?;
     let (windows, vocab) = (shards.windows(TOKENS, false)?, scales.model.config().vocab);
-    let batches = (0..WINDOWS).map(|i| {
+    let read = (0..count).map(|i| {
         let (shard, at) = windows.sample(seed, 0, i);
-        Ok(Batch::next_token([shards.read(shard, at, TOKENS, vocab)?.as_slice()]))
+        shards.read(shard, at, TOKENS, vocab)
     });
-    let batches = batches.collect::<Result<Vec<Batch>>>()?;
-    // Of what they would be, not of what is rounded.
-    mean_squares(&Cpu::<f32>::new(), &scales.model, &batches)
+    let read = read.collect::<Result<Vec<_>>>()?;
+    Ok(read.chunks(TOGETHER).map(|some| Batch::next_token(some.iter().map(|tokens| tokens.as_slice()))).collect())
 }
 
 fn write_tensors(
@@ -196,6 +247,7 @@ fn write_tensors(
     scales: &Scales,
     wrapping: &Wrapping,
     fitted: &Factors,
+    compensated: Option<&Compensated>,
     part: &PartDir,
 ) -> Result<FileDigest> {
     let specs = wrapped::specs(&scales.model, scales.scheme, wrapping)?;
@@ -207,7 +259,7 @@ fn write_tensors(
     let metadata = [("scheme", scales.scheme.to_string()), ("phi", phi)];
     let file = OutputFile::create(&part.join(wrapped::FILE))?;
     let mut writer = TensorWriter::create(file, specs, &metadata)?;
-    wrapped::write(scales, wrapping, fitted, &mut writer, |bytes| bar.inc(bytes))?;
+    wrapped::write(scales, wrapping, fitted, compensated, &mut writer, |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     writer.finish()
 }

@@ -8,5 +8,7 @@ mod same;
 mod generate;
 /// Adapters beside fixed integers: trained, kept, refused.
 mod adapter;
+/// Weights rounded by GPTQ before training.
+mod rounding;
 /// Learning from a model that runs along, and from its answers in a file.
 mod teacher;

@@ -110,6 +110,9 @@ test_settings() {
     run --dry-run smollm2-135m-w4pc LOSS=kl TEACHER=t TOP_K=64 SEQ=256
     check "a teacher that is asked once" grep -q "shard .*--teacher t --top-k 64 --seq 256 " "$work/out"
     check "does not run along" is "$(grep -c "qat-step .*--teacher" "$work/out")" 0
+    run --dry-run smollm2-135m-w4pc ROUNDING=gptq RUN=r
+    check "rounding by GPTQ" grep -q "lr-wrap r/scales .*--rounding gptq --shards r/shards " "$work/out"
+    check "on text that is there" is "$(sed -n 's/^[^ ]*\(shard\|lr-wrap\) .*/\1/p' "$work/out" | tr '\n' ' ')" "shard lr-wrap "
     run --dry-run demo-w2g128z
     check "a scheme with a zero point" grep -q "ptq-init demo/model --scheme w2g128z" "$work/out"
     for pair in $(all_pairs); do

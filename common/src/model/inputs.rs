@@ -1,61 +1,120 @@
-//! How large the inputs of the linears are on real text: what an error in a column of a weight weighs.
+//! What the linears are given on real text: how much an error in a column of a weight weighs.
+
+use std::mem::swap;
 
 use super::forward::Batch;
 use super::host::Source;
-use super::ledger::Activations;
+use super::ledger::Pass;
 use super::names;
-use super::weights::Model;
+use super::params::Params;
+use super::teacher;
+use super::weights::{HostBlock, Model};
 use crate::compute::backend::{Backend, Output};
 use crate::error::Result;
 
-/// Mean squares of the columns of what the seven linears of each block are given, in the order of [`names::LINEARS`].
-pub type MeanSquares = Vec<[Vec<f32>; 7]>;
+/// Inputs of the linears of a block that differ: of q, k and v; of o; of gate and up; of down.
+pub const INPUTS: usize = 4;
+/// The input of each linear, in the order of [`names::LINEARS`].
+pub const INPUT_OF: [usize; 7] = [0, 0, 0, 1, 2, 2, 3];
+
+/// Some text on its way through a model, block by block.
+pub struct Stream<'a, B: Backend> {
+    backend: &'a B,
+    model: Model<B>,
+    batches: &'a [Batch],
+    /// The residual stream of each batch [rows, d].
+    streams: Vec<B::Buffer>,
+    acts: Pass<B>,
+    wide: B::Buffer,
+}
+
+impl<'a, B: Backend> Stream<'a, B> {
+    /// Before the first block.
+    pub fn new(backend: &'a B, source: &dyn Source, batches: &'a [Batch]) -> Result<Stream<'a, B>> {
+        let positions = batches.iter().flat_map(|batch| batch.segments.windows(2)).map(|s| s[1] - s[0]).max();
+        let most = batches.iter().map(Batch::rows).max().unwrap_or(0);
+        let model = Model::without_blocks(backend, source, positions.unwrap_or(0))?;
+        let c = &model.config;
+        let mut streams = Vec::new();
+        for batch in batches {
+            let mut x = backend.zeros(most * c.d)?;
+            backend.embedding_forward(&model.embedding, &batch.tokens, c.d, &mut x);
+            streams.push(x);
+        }
+        let acts = teacher::lengths(c, most).allocate(backend)?;
+        let wide = backend.zeros(most * c.ffn.max(c.q_width()).max(c.d))?;
+        Ok(Stream { backend, model, batches, streams, acts, wide })
+    }
+
+    /// Shows the inputs of a block [rows, k], one batch after another. The streams stay before the block, or go through it.
+    pub fn show(&mut self, host: &HostBlock, goes_through: bool, mut see: impl FnMut(usize, &[f32])) -> Result<()> {
+        let (b, model, acts) = (self.backend, &self.model, &mut self.acts);
+        let (c, block) = (&model.config, host.load(b, &mut Params::new())?);
+        for (batch, x) in self.batches.iter().zip(&mut self.streams) {
+            let rows = batch.rows();
+            let mut show = |input: usize, x: &B::Activation, width: usize| -> Result<()> {
+                b.widen(x, &mut self.wide, rows * width);
+                see(input, &b.download(&self.wide)?[..rows * width]);
+                Ok(())
+            };
+            let before = if goes_through { None } else { Some(b.upload(&b.download(x)?)?) };
+            swap(&mut acts.x, x);
+            model.attention_forward(b, &block, batch, acts, None);
+            // The normed input of attention is still there.
+            show(0, &acts.hidden, c.d)?;
+            show(1, &acts.attended, c.q_width())?;
+            model.mlp_forward(b, &block, rows, acts, None, false);
+            show(2, &acts.hidden, c.d)?;
+            show(3, &acts.inner, c.ffn)?;
+            let [.., down] = &block.linears;
+            b.linear_forward(&acts.inner, rows, &model.weight(down, None), Output::add(&mut acts.x));
+            swap(&mut acts.x, x);
+            if let Some(before) = before {
+                *x = before;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the streams through a block.
+    pub fn pass(&mut self, host: &HostBlock) -> Result<()> {
+        let (b, acts) = (self.backend, &mut self.acts);
+        let block = host.load(b, &mut Params::new())?;
+        for (batch, x) in self.batches.iter().zip(&mut self.streams) {
+            swap(&mut acts.x, x);
+            self.model.block_forward(b, &block, batch, acts, None, false);
+            swap(&mut acts.x, x);
+        }
+        Ok(())
+    }
+}
+
+/// Mean squares of the columns of what the linears of each block are given, as [`INPUT_OF`] counts them.
+pub type MeanSquares = Vec<[Vec<f32>; INPUTS]>;
 
 /// Of these sequences, which go through the model one batch after another.
 pub fn mean_squares<B: Backend>(b: &B, source: &dyn Source, batches: &[Batch]) -> Result<MeanSquares> {
-    let positions = batches.iter().flat_map(|batch| batch.segments.windows(2)).map(|s| s[1] - s[0]).max();
-    let most = batches.iter().map(Batch::rows).max().unwrap_or(0);
-    let model = Model::load(b, source, positions.unwrap_or(0))?;
-    let mut acts = Activations::lengths(&model.config, most, false).allocate(b)?;
-    let mut wide = b.zeros(most * model.config.ffn.max(model.config.q_width()).max(model.config.d))?;
-    let shapes = names::block_shapes(&model.config);
-    let mut sums: Vec<[Vec<f64>; 7]> = vec![shapes.map(|(_, k)| vec![0.0; k]); model.config.layers];
-    for batch in batches {
-        b.embedding_forward(&model.embedding, &batch.tokens, model.config.d, &mut acts.x);
-        for (block, sums) in model.blocks.iter().zip(&mut sums) {
-            let rows = batch.rows();
-            model.attention_forward(b, block, batch, &mut acts, None);
-            let [q, k, v, o, gate, up, down] = sums;
-            add(b, &acts.hidden, rows, &mut wide, &mut [q, k, v])?;
-            add(b, &acts.attended, rows, &mut wide, &mut [o])?;
-            model.mlp_forward(b, block, rows, &mut acts, None, false);
-            add(b, &acts.hidden, rows, &mut wide, &mut [gate, up])?;
-            add(b, &acts.inner, rows, &mut wide, &mut [down])?;
-            let [.., last] = &block.linears;
-            b.linear_forward(&acts.inner, rows, &model.weight(last, None), Output::add(&mut acts.x));
-        }
-    }
+    let mut stream = Stream::new(b, source, batches)?;
     let rows = batches.iter().map(Batch::rows).sum::<usize>().max(1) as f64;
-    let mean = |sum: Vec<f64>| sum.into_iter().map(|x| (x / rows) as f32).collect();
-    Ok(sums.into_iter().map(|of_block| of_block.map(mean)).collect())
+    let mut found = Vec::new();
+    for layer in 0..source.config().layers {
+        let block = HostBlock::read(source, layer)?;
+        let mut sums = widths(source).map(|k| vec![0.0; k]);
+        stream.show(&block, true, |input, x| {
+            for row in x.chunks_exact(sums[input].len()) {
+                for (sum, x) in sums[input].iter_mut().zip(row) {
+                    *sum += f64::from(*x).powi(2);
+                }
+            }
+        })?;
+        block.forget();
+        found.push(sums.map(|sum| sum.into_iter().map(|x| (x / rows) as f32).collect()));
+    }
+    Ok(found)
 }
 
-/// Adds the squares of each column of x [rows, width] to all of `sums`.
-fn add<B: Backend>(
-    b: &B,
-    x: &B::Activation,
-    rows: usize,
-    wide: &mut B::Buffer,
-    sums: &mut [&mut Vec<f64>],
-) -> Result<()> {
-    let width = sums.first().map_or(0, |sum| sum.len());
-    b.widen(x, wide, rows * width);
-    for row in b.download(wide)?[..rows * width].chunks_exact(width) {
-        for sum in sums.iter_mut() {
-            for (sum, x) in sum.iter_mut().zip(row) {
-                *sum += f64::from(*x).powi(2);
-            }
-        }
-    }
-    Ok(())
+/// Of the inputs of a block.
+pub fn widths(source: &dyn Source) -> [usize; INPUTS] {
+    let [(_, q), _, _, (_, o), (_, gate), _, (_, down)] = names::block_shapes(source.config());
+    [q, o, gate, down]
 }

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 
+use super::compensated::Compensated;
 use super::scales::Scales;
 use super::wrapping::{Place, Wrapping};
 use crate::compute::cpu::linear::Workspace;
 use crate::compute::cpu::low_rank::nearest;
 use crate::error::{Error, Result};
 use crate::model::host::Source;
-use crate::model::inputs::MeanSquares;
+use crate::model::inputs::{INPUT_OF, MeanSquares};
 use crate::model::names::{self, LinearName};
 use crate::quant::{Phi, Scheme, grid};
 
@@ -24,6 +25,7 @@ pub fn fit_error(
     scales: &Scales,
     w: &Wrapping,
     inputs: Option<&MeanSquares>,
+    compensated: Option<&Compensated>,
     mut each: impl FnMut(),
 ) -> Result<Factors> {
     if scales.model.scheme() == Some(scales.scheme) {
@@ -36,8 +38,9 @@ pub fn fit_error(
     for (at, linear) in names::linears(scales.model.config()).into_iter().enumerate() {
         let rank = w.rank_of(&linear);
         if rank > 0 {
-            let weights = inputs.map(|inputs| inputs[at / 7][at % 7].as_slice());
-            let fitted = fit_linear(scales, &linear, w, rank, weights, &workspace)?;
+            let weights = inputs.map(|inputs| inputs[at / 7][INPUT_OF[at % 7]].as_slice());
+            let lost = lost(scales, &linear, w.place, compensated)?;
+            let fitted = fit_linear(lost, &linear, w, rank, weights, &workspace);
             factors.insert(linear.name, fitted);
         }
         each();
@@ -46,15 +49,14 @@ pub fn fit_error(
 }
 
 fn fit_linear(
-    scales: &Scales,
+    mut error: Vec<f32>,
     linear: &LinearName,
     w: &Wrapping,
     rank: usize,
     mean_squares: Option<&[f32]>,
     workspace: &Workspace,
-) -> Result<[Vec<f32>; 2]> {
+) -> [Vec<f32>; 2] {
     let (n, k) = (linear.n, linear.k);
-    let mut error = lost(scales, linear, w.place)?;
     // A column whose input is always 0 would have no B.
     let column = mean_squares.map(|squares| {
         let least = squares.iter().fold(0f32, |most, x| most.max(*x)) * 1e-12;
@@ -75,15 +77,17 @@ fn fit_linear(
             None => row.iter_mut().for_each(|b| *b *= each),
         }
     }
-    Ok([a, b])
+    [a, b]
 }
 
 /// What rounding lost of a linear [n, k].
-fn lost(scales: &Scales, linear: &LinearName, place: Place) -> Result<Vec<f32>> {
+fn lost(scales: &Scales, linear: &LinearName, place: Place, compensated: Option<&Compensated>) -> Result<Vec<f32>> {
     let (k, scheme) = (linear.k, scales.scheme);
     let (start, group, groups) = (scales.start(linear)?, scheme.group_size(linear.k), scheme.groups(linear.k));
     let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
     let mut error = vec![0.0; linear.n * k];
+    let compensated = compensated.map(|of| of.codes(linear, &start.grid)).transpose()?;
+    let mut codes = vec![0; k];
     for (row, z) in error.chunks_exact_mut(k).enumerate() {
         start.read(row, z);
         match place {
@@ -92,10 +96,16 @@ fn lost(scales: &Scales, linear: &LinearName, place: Place) -> Result<Vec<f32>> 
                 z.iter_mut().zip(kept).for_each(|(z, kept)| *z -= kept);
             }
             Place::Outside { .. } => {
+                match &compensated {
+                    Some(of) => of.rows(row, k, &mut codes),
+                    None => {
+                        codes.iter_mut().zip(&*z).for_each(|(code, z)| *code = grid::unsigned_code(*z, qmin, qmax));
+                    }
+                }
                 for (j, z) in z.iter_mut().enumerate() {
                     let at = row * groups + j / group;
                     let (s, zero) = (start.grid.scale[at], start.grid.zero.as_ref().map_or(0.0, |zero| zero[at]));
-                    let code = grid::code(*z, qmin, qmax);
+                    let code = f32::from(codes[j]) + qmin;
                     *z = s * (*z - zero) - grid::dequantize(code, zero, grid::forward_scale(s));
                 }
             }

@@ -5,6 +5,7 @@ mod ahead;
 pub mod answers;
 pub mod base;
 pub mod checkpoint;
+pub mod compensated;
 pub mod float;
 pub mod folded;
 pub mod init;

@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use super::ahead::{Made, ahead};
 use super::base::BaseModel;
+use super::compensated::Compensated;
 use super::float::{SupportFiles, read_config, read_support_files};
 use super::init::Factors;
 use super::record::{Kind, Stage};
@@ -55,12 +56,13 @@ pub fn specs(model: &BaseModel, scheme: Scheme, w: &Wrapping) -> Result<Vec<Spec
     Ok(specs)
 }
 
-/// Writes every tensor, with the factors that were fitted, if they were; `each` is told the bytes written, for a progress
+/// Writes every tensor, with the factors that were fitted and the weights that were compensated, if they were; `each` is told the bytes written, for a progress
 /// bar.
 pub fn write(
     scales: &Scales,
     w: &Wrapping,
     fitted: &Factors,
+    compensated: Option<&Compensated>,
     writer: &mut TensorWriter,
     mut each: impl FnMut(u64) + Send,
 ) -> Result<()> {
@@ -74,6 +76,9 @@ pub fn write(
     let make = |spec: &Spec, made: &mut Made| {
         let (linear, suffix) = place(spec);
         match (linear, suffix.as_str()) {
+            (Some(linear), "phi" | "codes") if compensated.is_some() => {
+                compensated.map_or(Ok(()), |of| of.read(&linear.name, made.room(spec.bytes())?))?;
+            }
             (Some(linear), "phi" | "codes") => match w.place {
                 Place::Inside { phi } => downcast(scales, linear, phi, made.room(spec.bytes())?)?,
                 Place::Outside { .. } => made.store(scales.rounded(linear)?.codes),

@@ -34,11 +34,21 @@ pub struct Wrapping {
     pub seed: u64,
     /// A and B start at what rounding lost, and not at nothing.
     pub from_error: bool,
+    pub rounding: RoundingChoice,
+}
+
+/// `--rounding`: how the weights are rounded before training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum RoundingChoice {
+    #[default]
+    Nearest,
+    /// Columns make up for what those before them lost ([`crate::compute::cpu::gptq`]).
+    Gptq,
 }
 
 impl Wrapping {
     pub fn arguments(&self) -> Value {
-        let Wrapping { place, rank, alpha, seed, from_error } = self;
+        let Wrapping { place, rank, alpha, seed, from_error, rounding } = self;
         let mut arguments = match place {
             Place::Inside { phi } => json!({"phi": phi.to_string(), "rank": rank, "alpha": alpha, "seed": seed}),
             Place::Outside { .. } if *rank == 0 => json!({"rank": 0}),
@@ -50,6 +60,9 @@ impl Wrapping {
         if *from_error {
             arguments["init"] = "error".into();
         }
+        if *rounding == RoundingChoice::Gptq {
+            arguments["rounding"] = "gptq".into();
+        }
         arguments
     }
 
@@ -58,8 +71,13 @@ impl Wrapping {
         let number = |key: &str| args.get(key)?.as_f64().map(|x| x as f32);
         let read = || {
             let rank = args.get("rank")?.as_u64()? as usize;
+            let rounding = match args.get("rounding") {
+                None => RoundingChoice::Nearest,
+                Some(word) if word == "gptq" => RoundingChoice::Gptq,
+                Some(_) => return None,
+            };
             if rank == 0 {
-                return Some(Wrapping::scales_alone());
+                return Some(Wrapping::scales_alone(rounding));
             }
             let place = match args.get("adapter") {
                 None => Place::Inside { phi: args.get("phi")?.as_str()?.parse().ok()? },
@@ -70,7 +88,8 @@ impl Wrapping {
                 Some(_) => return None,
             };
             let from_error = args.get("init").is_some_and(|init| init == "error");
-            Some(Wrapping { place, rank, alpha: number("alpha")?, seed: args.get("seed")?.as_u64()?, from_error })
+            let (alpha, seed) = (number("alpha")?, args.get("seed")?.as_u64()?);
+            Some(Wrapping { place, rank, alpha, seed, from_error, rounding })
         };
         read().ok_or_else(|| {
             let (found, expected) = ("arguments that are not lr-wrap's", "phi, rank, alpha and seed");
@@ -79,9 +98,9 @@ impl Wrapping {
     }
 
     /// Nothing but the scales is trained.
-    pub fn scales_alone() -> Wrapping {
+    pub fn scales_alone(rounding: RoundingChoice) -> Wrapping {
         let place = Place::Outside { targets: Targets::NONE, dropout: 0.0 };
-        Wrapping { place, rank: 0, alpha: 1.0, seed: 0, from_error: false }
+        Wrapping { place, rank: 0, alpha: 1.0, seed: 0, from_error: false, rounding }
     }
 
     /// Rank of the factors of a linear; 0 if it has none.
@@ -258,11 +277,14 @@ mod tests {
     /// What is recorded is read again.
     #[test]
     fn records() {
+        use RoundingChoice::{Gptq, Nearest};
+        let inside = Place::Inside { phi: Phi::Q };
         let outside = Place::Outside { targets: "q,up".parse().unwrap(), dropout: 0.05 };
         for wrapping in [
-            Wrapping { place: Place::Inside { phi: Phi::Q }, rank: 32, alpha: 1.0, seed: 7, from_error: false },
-            Wrapping { place: outside, rank: 8, alpha: 32.0, seed: 1, from_error: true },
-            Wrapping::scales_alone(),
+            Wrapping { place: inside, rank: 32, alpha: 1.0, seed: 7, from_error: false, rounding: Gptq },
+            Wrapping { place: outside, rank: 8, alpha: 32.0, seed: 1, from_error: true, rounding: Nearest },
+            Wrapping::scales_alone(Nearest),
+            Wrapping::scales_alone(Gptq),
         ] {
             let Value::Object(args) = wrapping.arguments() else { panic!("an object") };
             assert_eq!(Wrapping::read(Path::new("x"), &args).unwrap(), wrapping);

@@ -13,6 +13,7 @@ pub mod adapter;
 pub mod made;
 pub mod weight_gradient;
 pub mod head;
+pub mod gptq;
 pub mod low_rank;
 pub mod adamw;
 pub mod attention;

@@ -1,0 +1,54 @@
+use std::fs;
+
+use serde_json::Value;
+
+use crate::tools::Dir;
+
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
+
+fn divergence(dir: &Dir, artefact: &str) -> f64 {
+    let text = format!("{DEMO}/test.txt");
+    let line = format!("eval {artefact} --ppl {text} --ctx 256 --max-blocks 8 --reference {DEMO}/model --json");
+    let report: Value = serde_json::from_str(&dir.run(&line).ok()).unwrap();
+    report["artefacts"][0]["ppl"][&text]["kl"].as_f64().unwrap()
+}
+
+/// A model that has learnt something is nearer to itself than rounded to the nearest, on text that was not asked; inside the
+/// rounding and beside it, with any number of threads.
+#[test]
+fn gptq_loses_less_than_the_nearest() {
+    let dir = Dir::new();
+    dir.run(&format!("ptq-init {DEMO}/model --scheme w3pc -o scales")).ok();
+    dir.run(&format!("shard {DEMO}/train.txt --tokenizer {DEMO}/model -o shards")).ok();
+    let line = "lr-wrap scales --rounding gptq --shards shards";
+    dir.run(&format!("{line} -o inside")).ok();
+    let (nearest, inside) = (divergence(&dir, "scales"), divergence(&dir, "inside"));
+    assert!(inside < 0.8 * nearest, "{nearest} {inside}");
+
+    // The same integers: Φ0 in floating point rounds to those that are stored beside adapters.
+    dir.run(&format!("{line} --phi f32 --threads 1 -o exact")).ok();
+    dir.run(&format!("{line} --rank 0 --threads 2 -o alone")).ok();
+    dir.run("fold exact -o of-exact").ok();
+    dir.run("fold alone -o of-alone").ok();
+    let read = |name: &str| fs::read(dir.join(name).join("model.safetensors")).unwrap();
+    assert!(read("of-exact") == read("of-alone"));
+
+    // Adapters start at what these integers lost, not at what others would have.
+    let outside = format!("{line} --adapter outside --rank 4");
+    dir.run(&format!("{outside} --init error -o started")).ok();
+    let (alone, started) = (divergence(&dir, "alone"), divergence(&dir, "started"));
+    assert!(started < 0.95 * alone, "{alone} {started}");
+
+    // Training goes on from them.
+    dir.run("qat-step inside --shards shards --steps 2 --batch 2 --seq 64 -o trained").ok();
+    dir.run("ptq-init of-alone -o kept").ok();
+    for (flags, told) in [
+        ("scales --rounding gptq", "--rounding gptq without --shards"),
+        ("scales --rounding gptq --shards shards --init error", "inside the rounding nothing is left"),
+        ("kept --rounding gptq --shards shards", "they are not rounded again"),
+    ] {
+        let stderr = dir.run(&format!("lr-wrap {flags} -o x")).fails(2);
+        assert!(stderr.contains(told), "{flags}: {stderr}");
+        assert!(!dir.join("x").exists() && !dir.join("x.part").exists(), "{flags}");
+    }
+}
