@@ -66,8 +66,10 @@ impl<'a, B: Backend> Stream<'a, B> {
             model.mlp_forward(b, &block, rows, acts, None, false);
             show(2, &acts.hidden, c.d)?;
             show(3, &acts.inner, c.ffn)?;
-            let [.., down] = &block.linears;
-            b.linear_forward(&acts.inner, rows, &model.weight(down, None), Output::add(&mut acts.x));
+            if goes_through {
+                let [.., down] = &block.linears;
+                b.linear_forward(&acts.inner, rows, &model.weight(down, None), Output::add(&mut acts.x));
+            }
             swap(&mut acts.x, x);
             if let Some(before) = before {
                 *x = before;

@@ -5,7 +5,8 @@
 //! the start of its segment.
 //!
 //! Each op is cut into the same parts however many threads there are, and adds up in the same order on every
-//! instruction set, so its bits depend on neither; matrix products of bf16 depend on whether there is a tile unit.
+//! instruction set, so its bits depend on neither; matrix products of bf16 depend on what multiplies them: tiles,
+//! dot products or fused multiply-adds.
 
 pub mod device;
 pub mod linear;
