@@ -32,6 +32,9 @@ fn gptq_loses_less_than_the_nearest() {
     dir.run("fold alone -o of-alone").ok();
     let read = |name: &str| fs::read(dir.join(name).join("model.safetensors")).unwrap();
     assert!(read("of-exact") == read("of-alone"));
+    let card = fs::read_to_string(dir.join("of-alone/README.md")).unwrap();
+    let made = "lr-wrap scales --shards SHARDS --rank 0 --rounding gptq -o wrapped";
+    assert!(card.contains("Rounded by GPTQ") && card.contains(made), "{card}");
 
     // Adapters start at what these integers lost, not at what others would have.
     let outside = format!("{line} --adapter outside --rank 4");

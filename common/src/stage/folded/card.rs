@@ -43,16 +43,19 @@ pub fn card(target: &Target, making: &Making) -> String {
     );
     let model = target.name;
     let trained = making.lineage.last().is_some_and(|stage| stage.record.kind == Kind::Checkpoint);
+    let rounded_how = rounding(making);
     let how = if target.lora.is_some() {
-        "Integers rounded to nearest, with low-rank adapters beside them that were trained on what the rounding lost \
-         (LoRA, Hu et al. 2021; INT2.1, Chai et al. 2023, arXiv:2306.08162): load both."
+        &format!(
+            "Integers rounded {rounded_how}, with low-rank adapters beside them that were trained on what the rounding lost \
+             (LoRA, Hu et al. 2021; INT2.1, Chai et al. 2023, arXiv:2306.08162): load both."
+        )
     } else if trained && fixed(making) {
-        "Integers rounded to nearest, whose scales were trained (PEQA, Kim et al. 2023, arXiv:2305.14152)."
+        &format!("Integers rounded {rounded_how}, whose scales were trained (PEQA, Kim et al. 2023, arXiv:2305.14152).")
     } else if trained {
         "Trained with its weights on this grid by low-rank quantization-aware training (LR-QAT, Bondarenko et al. 2024, \
          arXiv:2406.06385): what is stored is plain integers and scales, with no adapter left and no overhead."
     } else {
-        "Rounded to nearest on a fitted grid; not trained."
+        &format!("Rounded {rounded_how} on a fitted grid; not trained.")
     };
     let _ = write!(card, "# {model}, {}\n\n{how}\n\n", words(scheme));
     facts(&mut card, target, making);
@@ -64,10 +67,22 @@ pub fn card(target: &Target, making: &Making) -> String {
     card
 }
 
+/// What lr-wrap was asked for.
+fn wrapped<'a>(making: &Making<'a>) -> Option<&'a Map<String, Value>> {
+    making.lineage.iter().find(|stage| stage.record.kind == Kind::Wrapped).map(|stage| &stage.record.arguments)
+}
+
 /// Were the integers fixed while it was trained?
 fn fixed(making: &Making) -> bool {
-    let wrapped = making.lineage.iter().find(|stage| stage.record.kind == Kind::Wrapped);
-    wrapped.is_some_and(|stage| stage.record.arguments.get("rank").is_some_and(|rank| *rank == 0))
+    wrapped(making).is_some_and(|arguments| arguments.get("rank").is_some_and(|rank| *rank == 0))
+}
+
+/// How they were rounded before it was trained.
+fn rounding(making: &Making) -> &'static str {
+    match wrapped(making).and_then(|arguments| arguments.get("rounding")) {
+        Some(word) if word == "gptq" => "by GPTQ (Frantar et al. 2022, arXiv:2210.17323)",
+        _ => "to nearest",
+    }
 }
 
 /// File or directory name of the model that quantization started from, if the scales that name it are still there.
