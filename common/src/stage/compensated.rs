@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::scales::Scales;
+use super::wrapped::pack_phi;
 use super::wrapping::Place;
 use crate::compute::cpu::Cpu;
 use crate::compute::cpu::gptq::Order;
@@ -93,18 +94,13 @@ impl Compensated {
         z.par_chunks_exact_mut(k).enumerate().for_each(|(row, z)| start.read(row, z));
         start.forget();
         order.compensate(&mut z, &start.grid, scheme);
-        let codes = pack_rows(
-            scheme,
-            n,
-            k,
-            #[inline(always)]
-            |first, out| out.copy_from_slice(&z[first * k..][..out.len()]),
-        );
+        // It only copies: there is nothing to compile for an instruction set.
+        let rows = |first: usize, out: &mut [f32]| out.copy_from_slice(&z[first * k..][..out.len()]);
+        let codes = pack_rows(scheme, n, k, rows);
         let mut bytes = Vec::new();
         if let Place::Inside { phi } = place {
             bytes.resize(n * phi.row_bytes(scheme, k), 0);
-            let rows = bytes.par_chunks_exact_mut(phi.row_bytes(scheme, k)).zip(z.par_chunks_exact(k));
-            rows.for_each(|(out, z)| phi.pack_row(scheme, z, out));
+            pack_phi(phi, scheme, k, &mut bytes, rows);
         }
         let kept = if bytes.is_empty() { codes.bytes() } else { &bytes };
         self.file.write_all_at(kept, self.end).map_err(Error::io(&self.path, "write"))?;

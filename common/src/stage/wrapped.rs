@@ -76,12 +76,10 @@ pub fn write(
     let make = |spec: &Spec, made: &mut Made| {
         let (linear, suffix) = place(spec);
         match (linear, suffix.as_str()) {
-            (Some(linear), "phi" | "codes") if compensated.is_some() => {
-                compensated.map_or(Ok(()), |of| of.read(&linear.name, made.room(spec.bytes())?))?;
-            }
-            (Some(linear), "phi" | "codes") => match w.place {
-                Place::Inside { phi } => downcast(scales, linear, phi, made.room(spec.bytes())?)?,
-                Place::Outside { .. } => made.store(scales.rounded(linear)?.codes),
+            (Some(linear), "phi" | "codes") => match (compensated, w.place) {
+                (Some(of), _) => of.read(&linear.name, made.room(spec.bytes())?)?,
+                (None, Place::Inside { phi }) => downcast(scales, linear, phi, made.room(spec.bytes())?)?,
+                (None, Place::Outside { .. }) => made.store(scales.rounded(linear)?.codes),
             },
             (Some(linear), "lora_a" | "lora_b") if fitted.contains_key(&linear.name) => {
                 let [a, b] = &fitted[&linear.name];
@@ -141,8 +139,22 @@ fn not_finite_in(name: &str, row: usize, path: &Path, cure: &str) -> Error {
 
 /// Φ0 = φ(W0/s0 + z) of one linear; of a model quantized by the same scheme, φ of its integers.
 fn downcast(scales: &Scales, linear: &LinearName, phi: Phi, packed: &mut [u8]) -> Result<()> {
-    let (k, scheme) = (linear.k, scales.scheme);
     let start = scales.start(linear)?;
+    pack_phi(
+        phi,
+        scales.scheme,
+        linear.k,
+        packed,
+        #[inline(always)]
+        |row, z| start.read(row, z),
+    );
+    start.forget();
+    Ok(())
+}
+
+/// φ of all rows of Z, made by `real` one by one (which must be `#[inline(always)]`, to be compiled for the machine's
+/// instruction set).
+pub(super) fn pack_phi(phi: Phi, scheme: Scheme, k: usize, packed: &mut [u8], real: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = packed.par_chunks_mut(phi.row_bytes(scheme, k)).enumerate();
     rows.for_each_init(
         || vec![0.0; k],
@@ -150,14 +162,12 @@ fn downcast(scales: &Scales, linear: &LinearName, phi: Phi, packed: &mut [u8]) -
             simd(
                 #[inline(always)]
                 || {
-                    start.read(row, z);
+                    real(row, z);
                     phi.pack_row(scheme, z, packed);
                 },
             );
         },
     );
-    start.forget();
-    Ok(())
 }
 
 /// An open `wrapped/`.
