@@ -42,13 +42,13 @@ pub struct Args {
     /// Part of the steps that warm up [default: 0.1]
     #[arg(long, value_name = "PART")]
     warmup: Option<f64>,
-    /// linear, cosine or constant after the warm-up [default: linear]
+    /// Shape of the learning rate after the warm-up [default: linear]
     #[arg(long)]
     schedule: Option<Schedule>,
     /// Largest global gradient norm; 0 does not clip [default: 1]
     #[arg(long, value_name = "NORM")]
     clip: Option<f64>,
-    /// What Adam's moments are held in: f32, or bf16 [default: f32]
+    /// What Adam's moments are held in [default: f32]
     #[arg(long, value_name = "TYPE")]
     moments: Option<MomentType>,
     /// Seed of the order of the data [default: 0]

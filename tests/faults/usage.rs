@@ -27,7 +27,7 @@ fn words_that_are_not_known() {
         usage(
             "a schedule",
             "qat-step wrapped --shards shards --schedule step -o out",
-            &["schedule \"step\"", "; choose linear"],
+            &["'step' for '--schedule", "[possible values: linear, cosine, constant]"],
         ),
         usage("a device", "eval model --ppl text.txt --device tpu", &["'tpu'", "--device", "auto, cpu, cuda", "; "]),
         usage("a flag", "ptq-init model --schem w4g8 -o out", &["'--schem'", "; ", "'--scheme'"]),
@@ -141,7 +141,11 @@ fn losses_and_teachers_that_cannot_be() {
             &["--ce-weight must be", "; give"],
         ),
         usage("a loss", "qat-step wrapped --shards shards --loss mse -o out", &["'mse'", "--loss", "ce, kl", "; "]),
-        usage("a norm", "qat-step wrapped --shards shards --loss-norm sum -o out", &["loss norm \"sum\"", "; choose"]),
+        usage(
+            "a norm",
+            "qat-step wrapped --shards shards --loss-norm sum -o out",
+            &["'sum' for '--loss-norm", "[possible values: token"],
+        ),
         usage(
             "no answers to keep",
             "shard text.txt --tokenizer model --teacher model --top-k 0 -o out",

@@ -37,12 +37,12 @@ pub struct Wrapping {
     pub rounding: RoundingChoice,
 }
 
-/// `--rounding`: how the weights are rounded before training.
+/// `--rounding`: how the weights are rounded before training; by GPTQ, columns make up for what those before them lost
+/// ([`crate::compute::cpu::gptq`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum RoundingChoice {
     #[default]
     Nearest,
-    /// Columns make up for what those before them lost ([`crate::compute::cpu::gptq`]).
     Gptq,
 }
 

@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// Shape of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
     Linear,
@@ -17,31 +17,8 @@ pub enum Schedule {
     Constant,
 }
 
-impl fmt::Display for Schedule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Schedule::Linear => "linear",
-            Schedule::Cosine => "cosine",
-            Schedule::Constant => "constant",
-        })
-    }
-}
-
-impl FromStr for Schedule {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<Schedule> {
-        match word {
-            "linear" => Ok(Schedule::Linear),
-            "cosine" => Ok(Schedule::Cosine),
-            "constant" => Ok(Schedule::Constant),
-            _ => Err(Error::usage(format!("schedule {word:?} is not known"), "choose linear, cosine or constant")),
-        }
-    }
-}
-
 /// What Adam's moments are held in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum MomentType {
     #[default]
@@ -64,47 +41,18 @@ impl MomentType {
 
 impl fmt::Display for MomentType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            MomentType::F32 => "f32",
-            MomentType::Bf16 => "bf16",
-        })
+        self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
     }
 }
 
-impl FromStr for MomentType {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<MomentType> {
-        match word {
-            "f32" => Ok(MomentType::F32),
-            "bf16" => Ok(MomentType::Bf16),
-            _ => Err(Error::usage(format!("moments in {word:?} are not known"), "choose f32 or bf16")),
-        }
-    }
-}
-
-/// How the two terms of the loss are brought to one size.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How the two terms of the loss are brought to one size: both are means over tokens, or, as in INT2.1 (arXiv 2306.08162), the
+/// divergence is summed over the positions of a sequence and the cross entropy is a mean over tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LossNorm {
-    /// Both are means over tokens.
     #[default]
     Token,
-    /// INT2.1's (arXiv 2306.08162): the divergence is summed over the positions of a sequence, the cross entropy is a mean
-    /// over tokens.
     Paper,
-}
-
-impl FromStr for LossNorm {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<LossNorm> {
-        match word {
-            "token" => Ok(LossNorm::Token),
-            "paper" => Ok(LossNorm::Paper),
-            _ => Err(Error::usage(format!("loss norm {word:?} is not known"), "choose token or paper")),
-        }
-    }
 }
 
 /// What is minimised: ce·CE(next token) + kl·KL(teacher ‖ model). Cross entropy alone is not recorded, as before there was
@@ -244,7 +192,7 @@ impl Recipe {
             (Ok(serde_json::Value::Object(mut fields)), Ok(serde_json::Value::Object(objective))) => {
                 fields.remove("objective");
                 fields.extend(objective);
-                fields.insert("moments".into(), r.moments.to_string().into());
+                fields.insert("moments".into(), serde_json::json!(r.moments));
                 fields
             }
             _ => unreachable!("a recipe is a plain JSON object"),
