@@ -27,7 +27,7 @@ fn words_that_are_not_known() {
         usage(
             "a schedule",
             "qat-step wrapped --shards shards --schedule step -o out",
-            &["'step' for '--schedule", "[possible values: linear, cosine, constant]"],
+            &["'step' for '--schedule", "[possible values: linear, cosine, constant]", "; see --help"],
         ),
         usage("a device", "eval model --ppl text.txt --device tpu", &["'tpu'", "--device", "auto, cpu, cuda", "; "]),
         usage("a flag", "ptq-init model --schem w4g8 -o out", &["'--schem'", "; ", "'--scheme'"]),
@@ -144,7 +144,7 @@ fn losses_and_teachers_that_cannot_be() {
         usage(
             "a norm",
             "qat-step wrapped --shards shards --loss-norm sum -o out",
-            &["'sum' for '--loss-norm", "[possible values: token"],
+            &["'sum' for '--loss-norm", "[possible values: token, paper]", "; see --help"],
         ),
         usage(
             "no answers to keep",
@@ -188,4 +188,15 @@ fn an_empty_pipe() {
     }
     fs::write(dir.join("list"), "checkpoint\n").unwrap();
     assert_eq!(dir.shell("\"$FOLD\" - -o out < list").ok(), "out\n");
+}
+
+/// A line for each flag: one with a second paragraph, or a value with a sentence of its own, would turn them all into
+/// paragraphs.
+#[test]
+fn help_is_a_line_for_each_flag() {
+    let dir = Dir::new();
+    for tool in ["ptq-init", "lr-wrap", "shard", "qat-step", "fold", "eval"] {
+        let [short, long] = ["-h", "--help"].map(|flag| dir.run(&format!("{tool} {flag}")).ok());
+        assert!(short == long && !long.contains("[`"), "{long}");
+    }
 }
