@@ -1,5 +1,5 @@
 //! Weights rounded by GPTQ before training starts, block by block: the inputs of a block are those that the blocks before it
-//! give when they are rounded already.
+//! give when they are rounded already. Each row chooses what its scales are multiplied by.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::init::inputs_not_finite;
 use super::scales::Scales;
 use super::wrapped::pack_phi;
 use super::wrapping::Place;
@@ -30,9 +31,16 @@ pub struct Compensated {
     scheme: Scheme,
     path: PathBuf,
     file: File,
-    /// Where those of a linear begin.
-    places: BTreeMap<String, u64>,
+    linears: BTreeMap<String, Kept>,
     end: u64,
+}
+
+/// Of a linear.
+struct Kept {
+    /// Where its weights begin.
+    at: u64,
+    /// What the scales of each row are multiplied by.
+    factors: Vec<f32>,
 }
 
 impl Compensated {
@@ -51,7 +59,7 @@ impl Compensated {
             ));
         }
         let file = tempfile::tempfile_in(dir).map_err(Error::io(dir, "write"))?;
-        let mut made = Compensated { scheme: scales.scheme, path: dir.into(), file, places: BTreeMap::new(), end: 0 };
+        let mut made = Compensated { scheme: scales.scheme, path: dir.into(), file, linears: BTreeMap::new(), end: 0 };
         let (backend, workspace) = (Cpu::<f32>::new(), Workspace::default());
         let mut stream = Stream::new(&backend, &scales.model, batches)?;
         for layer in 0..scales.model.config().layers {
@@ -65,23 +73,17 @@ impl Compensated {
                 workspace.multiply_f32(&columns, &rows, ToF32::new(gram, k, k, k, true));
             })?;
             float.forget();
-            let orders = grams.into_par_iter().map(|gram| Order::new(&gram, gram.len().isqrt()));
-            let orders = orders.collect::<Vec<Option<Order>>>();
-            let mut rounded = Rounded { scales, codes: BTreeMap::new() };
+            let orders = grams.map(|gram| Order::new(&gram, gram.len().isqrt()));
+            let mut rounded = BTreeMap::new();
             for (linear, input) in names::block_linears(scales.model.config(), layer).into_iter().zip(INPUT_OF) {
                 let Some(order) = &orders[input] else {
-                    return Err(Error::input(
-                        scales.model.path(),
-                        format!("the inputs of {} are not finite", linear.name),
-                        "finite activations",
-                        "leave --rounding gptq out, or fetch the model again",
-                    ));
+                    return Err(inputs_not_finite(scales, &linear, "--rounding gptq"));
                 };
                 let codes = made.round(scales, &linear, place, order)?;
-                rounded.codes.insert(linear.name, codes);
+                rounded.insert(linear.name, codes);
                 each();
             }
-            stream.pass(&HostBlock::read(&rounded, layer)?)?;
+            stream.pass(&HostBlock::read(&Rounded { scales, made: &made, codes: rounded }, layer)?)?;
         }
         Ok(made)
     }
@@ -93,7 +95,7 @@ impl Compensated {
         let mut z = vec![0.0; n * k];
         z.par_chunks_exact_mut(k).enumerate().for_each(|(row, z)| start.read(row, z));
         start.forget();
-        order.compensate(&mut z, &start.grid, scheme);
+        let factors = order.compensate(&mut z, &start.grid, scheme);
         // It only copies: there is nothing to compile for an instruction set.
         let rows = |first: usize, out: &mut [f32]| out.copy_from_slice(&z[first * k..][..out.len()]);
         let codes = pack_rows(scheme, n, k, rows);
@@ -104,29 +106,40 @@ impl Compensated {
         }
         let kept = if bytes.is_empty() { codes.bytes() } else { &bytes };
         self.file.write_all_at(kept, self.end).map_err(Error::io(&self.path, "write"))?;
-        self.places.insert(linear.name.clone(), self.end);
+        self.linears.insert(linear.name.clone(), Kept { at: self.end, factors });
         self.end += kept.len() as u64;
         Ok(codes)
     }
 
     /// The frozen weights of a linear.
     pub fn read(&self, linear: &str, out: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(out, self.places[linear]).map_err(Error::io(&self.path, "read"))
+        self.file.read_exact_at(out, self.linears[linear].at).map_err(Error::io(&self.path, "read"))
+    }
+
+    /// The scales and zero points that a linear was rounded by.
+    pub fn grid(&self, scales: &Scales, linear: &LinearName) -> Result<LinearGrid> {
+        let mut grid = scales.grid(linear)?;
+        let factors = &self.linears[&linear.name].factors;
+        for (scales, factor) in grid.scale.chunks_exact_mut(self.scheme.groups(linear.k)).zip(factors) {
+            scales.iter_mut().for_each(|scale| *scale *= factor);
+        }
+        Ok(grid)
     }
 
     /// The integers of a linear, where they are what is stored.
-    pub fn codes(&self, linear: &LinearName, grid: &LinearGrid) -> Result<Codes> {
+    pub fn codes(&self, scales: &Scales, linear: &LinearName) -> Result<Codes> {
         let words = pack::words(linear.k, self.scheme.bits);
         let mut bytes = vec![0; 4 * linear.n * words];
         self.read(&linear.name, &mut bytes)?;
         let codes = Tensor::owned(bytes, Dtype::I32, vec![linear.n, words]);
-        Ok(Codes::forward(self.scheme, codes, forward_grid(grid.clone())))
+        Ok(Codes::forward(self.scheme, codes, forward_grid(self.grid(scales, linear)?)))
     }
 }
 
 /// The model with the linears of a block rounded.
 struct Rounded<'a> {
     scales: &'a Scales,
+    made: &'a Compensated,
     codes: BTreeMap<String, Tensor>,
 }
 
@@ -140,7 +153,7 @@ impl Source for Rounded<'_> {
     }
 
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
-        let grid = forward_grid(self.scales.grid(linear)?);
+        let grid = forward_grid(self.made.grid(self.scales, linear)?);
         Ok(HostLinear::Codes(Codes::forward(self.scales.scheme, self.codes[&linear.name].clone(), grid)))
     }
 }

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::model::host::Source;
 use crate::model::inputs::{INPUT_OF, MeanSquares};
 use crate::model::names::{self, LinearName};
+use crate::quant::lanes::not_finite;
 use crate::quant::{Phi, Scheme, grid};
 
 /// A and B by the name of their linear.
@@ -39,6 +40,9 @@ pub fn fit_error(
         let rank = w.rank_of(&linear);
         if rank > 0 {
             let weights = inputs.map(|inputs| inputs[at / 7][INPUT_OF[at % 7]].as_slice());
+            if weights.is_some_and(|weights| not_finite(weights).is_some()) {
+                return Err(inputs_not_finite(scales, &linear, "--init error"));
+            }
             let lost = lost(scales, &linear, w.place, compensated)?;
             let fitted = fit_linear(lost, &linear, w, rank, weights, &workspace);
             factors.insert(linear.name, fitted);
@@ -80,33 +84,40 @@ fn fit_linear(
     [a, b]
 }
 
+/// What a linear is given on some text is no number: it says nothing of what errors weigh.
+pub(super) fn inputs_not_finite(scales: &Scales, linear: &LinearName, flag: &str) -> Error {
+    Error::input(
+        scales.model.path(),
+        format!("the inputs of {} are not finite", linear.name),
+        "finite activations",
+        format!("leave {flag} out, or fetch the model again"),
+    )
+}
+
 /// What rounding lost of a linear [n, k].
 fn lost(scales: &Scales, linear: &LinearName, place: Place, compensated: Option<&Compensated>) -> Result<Vec<f32>> {
-    let (k, scheme) = (linear.k, scales.scheme);
-    let (start, group, groups) = (scales.start(linear)?, scheme.group_size(linear.k), scheme.groups(linear.k));
-    let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
+    let (k, scheme, start) = (linear.k, scales.scheme, scales.start(linear)?);
     let mut error = vec![0.0; linear.n * k];
-    let compensated = compensated.map(|of| of.codes(linear, &start.grid)).transpose()?;
-    let mut codes = vec![0; k];
-    for (row, z) in error.chunks_exact_mut(k).enumerate() {
-        start.read(row, z);
-        match place {
-            Place::Inside { phi } => {
+    match place {
+        Place::Inside { phi } => {
+            for (row, z) in error.chunks_exact_mut(k).enumerate() {
+                start.read(row, z);
                 let kept = stored(phi, scheme, z);
                 z.iter_mut().zip(kept).for_each(|(z, kept)| *z -= kept);
             }
-            Place::Outside { .. } => {
-                match &compensated {
-                    Some(of) => of.rows(row, k, &mut codes),
-                    None => {
-                        codes.iter_mut().zip(&*z).for_each(|(code, z)| *code = grid::unsigned_code(*z, qmin, qmax));
-                    }
-                }
+        }
+        Place::Outside { .. } => {
+            let made = compensated.map_or_else(|| scales.rounded(linear), |of| of.codes(scales, linear))?;
+            let (group, groups) = (scheme.group_size(k), scheme.groups(k));
+            let mut codes = vec![0; k];
+            for (row, z) in error.chunks_exact_mut(k).enumerate() {
+                start.read(row, z);
+                made.rows(row, k, &mut codes);
                 for (j, z) in z.iter_mut().enumerate() {
                     let at = row * groups + j / group;
-                    let (s, zero) = (start.grid.scale[at], start.grid.zero.as_ref().map_or(0.0, |zero| zero[at]));
-                    let code = f32::from(codes[j]) + qmin;
-                    *z = s * (*z - zero) - grid::dequantize(code, zero, grid::forward_scale(s));
+                    let zero = start.grid.zero.as_ref().map_or(0.0, |zero| zero[at]);
+                    let code = f32::from(codes[j]) + scheme.qmin();
+                    *z = start.grid.scale[at] * (*z - zero) - grid::dequantize(code, zero, made.scale[at]);
                 }
             }
         }

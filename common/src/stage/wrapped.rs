@@ -4,7 +4,7 @@
 //! | tensor in `wrapped.safetensors` | type | shape | |
 //! |---|---|---|---|
 //! | `<linear>.phi` | u8 | [N, row bytes] | Φ0 as [`Phi`] packs it; the metadata name φ and the scheme |
-//! | `<linear>.scale`, `<linear>.zero_point` | f32, i32 | [N, G] | as in `scales/` |
+//! | `<linear>.scale`, `<linear>.zero_point` | f32, i32 | [N, G] | as in `scales/`; rounded by GPTQ, each row's times a factor |
 //! | `<linear>.lora_a`, `<linear>.lora_b` | f32 | [N, r], [r, K] | start values: zero, and U(−1/√K, 1/√K); or [`super::init`]'s |
 //! | embeddings, norms, head | as in the model | | under their own names |
 //!
@@ -56,8 +56,8 @@ pub fn specs(model: &BaseModel, scheme: Scheme, w: &Wrapping) -> Result<Vec<Spec
     Ok(specs)
 }
 
-/// Writes every tensor, with the factors that were fitted and the weights that were compensated, if they were; `each` is told the bytes written, for a progress
-/// bar.
+/// Writes every tensor, with the factors that were fitted and the weights that were compensated, if they were; `each` is
+/// told the bytes written, for a progress bar.
 pub fn write(
     scales: &Scales,
     w: &Wrapping,
@@ -103,7 +103,10 @@ pub fn write(
     let put = |spec: &Spec, made: &Made| {
         let (linear, suffix) = place(spec);
         match (linear, suffix.as_str(), made.stored()) {
-            (Some(linear), "scale" | "zero_point", _) => scales::put(writer, &spec.name, &scales.grid(linear)?)?,
+            (Some(linear), "scale" | "zero_point", _) => {
+                let grid = compensated.map_or_else(|| scales.grid(linear), |of| of.grid(scales, linear))?;
+                scales::put(writer, &spec.name, &grid)?;
+            }
             (.., Some(tensor)) => writer.copy(&spec.name, tensor)?,
             (.., None) => writer.put(&spec.name, made.bytes())?,
         }
