@@ -28,6 +28,9 @@ fn gptq_loses_less_than_the_nearest() {
     // The same integers: Φ0 in floating point rounds to those that are stored beside adapters.
     dir.run(&format!("{line} --phi f32 --threads 1 -o exact")).ok();
     dir.run(&format!("{line} --rank 0 --threads 2 -o alone")).ok();
+    // What was made up for is what is stored, whatever Φ0 is stored as.
+    let exact = divergence(&dir, "exact");
+    assert!((inside / exact - 1.0).abs() < 0.03, "{inside} {exact}");
     dir.run("fold exact -o of-exact").ok();
     dir.run("fold alone -o of-alone").ok();
     let read = |name: &str| fs::read(dir.join(name).join("model.safetensors")).unwrap();

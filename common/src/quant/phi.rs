@@ -77,6 +77,23 @@ impl Phi {
         }
     }
 
+    /// φ in place: what is read back of what is packed.
+    #[inline(always)]
+    pub fn keep(self, scheme: Scheme, x: &mut [f32]) {
+        let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
+        match self {
+            Phi::Q => {
+                let unit = Phi::unit(scheme);
+                for x in x {
+                    *x = grid::round(clip(*x, qmin, qmax) * unit.recip()) * unit;
+                }
+            }
+            Phi::Int => x.iter_mut().for_each(|x| *x = grid::code(*x, qmin, qmax)),
+            Phi::Bf16 => x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+            Phi::F32 => {}
+        }
+    }
+
     /// The step of [`Phi::Q`].
     #[inline(always)]
     pub fn unit(scheme: Scheme) -> f32 {
@@ -178,6 +195,9 @@ mod tests {
                 let mut y = vec![0.0; x.len()];
                 phi.pack_row(scheme, &x, &mut packed);
                 phi.unpack_row(scheme, &packed, &mut y);
+                let mut kept = x.clone();
+                phi.keep(scheme, &mut kept);
+                assert!(kept == y, "{word} {phi}");
                 for (x, y) in x.iter().zip(y) {
                     let unit = 2f32.powi(8 - scheme.bits as i32);
                     let expected = match phi {

@@ -24,7 +24,7 @@ use crate::model::host::{Codes, HostLinear, Source, forward_grid, pack_rows};
 use crate::model::inputs::{INPUT_OF, Stream, widths};
 use crate::model::names::{self, LinearName};
 use crate::model::weights::HostBlock;
-use crate::quant::{LinearGrid, Scheme, pack};
+use crate::quant::{LinearGrid, Phi, Scheme, pack};
 
 /// Frozen weights as they will be stored, in a file that goes when this does.
 pub struct Compensated {
@@ -95,7 +95,12 @@ impl Compensated {
         let mut z = vec![0.0; n * k];
         z.par_chunks_exact_mut(k).enumerate().for_each(|(row, z)| start.read(row, z));
         start.forget();
-        let factors = order.compensate(&mut z, &start.grid, scheme);
+        let phi = match place {
+            Place::Inside { phi } => phi,
+            // What is stored is integers.
+            Place::Outside { .. } => Phi::Int,
+        };
+        let factors = order.compensate(&mut z, &start.grid, scheme, phi);
         // It only copies: there is nothing to compile for an instruction set.
         let rows = |first: usize, out: &mut [f32]| out.copy_from_slice(&z[first * k..][..out.len()]);
         let codes = pack_rows(scheme, n, k, rows);

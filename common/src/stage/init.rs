@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 use crate::model::host::Source;
 use crate::model::inputs::{INPUT_OF, MeanSquares};
 use crate::model::names::{self, LinearName};
+use crate::quant::grid;
 use crate::quant::lanes::not_finite;
-use crate::quant::{Phi, Scheme, grid};
 
 /// A and B by the name of their linear.
 pub type Factors = BTreeMap<String, [Vec<f32>; 2]>;
@@ -100,10 +100,12 @@ fn lost(scales: &Scales, linear: &LinearName, place: Place, compensated: Option<
     let mut error = vec![0.0; linear.n * k];
     match place {
         Place::Inside { phi } => {
+            let mut kept = vec![0.0; k];
             for (row, z) in error.chunks_exact_mut(k).enumerate() {
                 start.read(row, z);
-                let kept = stored(phi, scheme, z);
-                z.iter_mut().zip(kept).for_each(|(z, kept)| *z -= kept);
+                kept.copy_from_slice(z);
+                phi.keep(scheme, &mut kept);
+                z.iter_mut().zip(&kept).for_each(|(z, kept)| *z -= kept);
             }
         }
         Place::Outside { .. } => {
@@ -124,12 +126,4 @@ fn lost(scales: &Scales, linear: &LinearName, place: Place, compensated: Option<
     }
     start.forget();
     Ok(error)
-}
-
-/// Φ0 of a row, as it is read back.
-fn stored(phi: Phi, scheme: Scheme, z: &[f32]) -> Vec<f32> {
-    let (mut packed, mut kept) = (vec![0; phi.row_bytes(scheme, z.len())], vec![0.0; z.len()]);
-    phi.pack_row(scheme, z, &mut packed);
-    phi.unpack_row(scheme, &packed, &mut kept);
-    kept
 }

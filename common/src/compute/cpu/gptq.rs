@@ -6,6 +6,7 @@
 //! nothing is inverted. Columns come in the order of their inputs' size, the largest first ("act order"), which the integers
 //! do not show: the scales are known beforehand. What a row loses is Σ_j R_jj²·(w̃_j − ŵ_j)², so each row can choose among
 //! scales: errors that are made up for are best spread otherwise than those that are not, and the fit knew of none.
+//! What is rounded is φ(Z), as it is stored: rounding twice can give another integer than rounding once.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
@@ -13,7 +14,8 @@ use faer::{Mat, Par};
 use rayon::prelude::*;
 
 use crate::compute::cpu::simd::simd;
-use crate::quant::{LinearGrid, Scheme, grid};
+use crate::quant::lanes::not_finite;
+use crate::quant::{LinearGrid, Phi, Scheme, grid};
 
 /// Added to the diagonal of H, of its mean (GPTQ).
 const DAMPING: f64 = 0.01;
@@ -34,24 +36,25 @@ pub struct Order {
 }
 
 impl Order {
-    /// Of `gram` [k, k]. None if it holds what is no number. On all threads: not to be called from one of them.
+    /// Of `gram` [k, k]. None if not all of it is finite. On all threads: not to be called from one of them.
     pub fn new(gram: &[f32], k: usize) -> Option<Order> {
         assert_eq!(gram.len(), k * k);
         let size = |i: usize| gram[i * k + i];
+        if not_finite(gram).is_some() {
+            return None;
+        }
         let mean = (0..k).map(|i| f64::from(size(i))).sum::<f64>() / k as f64;
         // Inputs that are all 0 weigh nothing: any order and nothing handed on.
-        let damping = if mean > 0.0 { DAMPING * mean } else { 1.0 };
+        let mut damping = if mean > 0.0 { DAMPING * mean } else { 1.0 };
         let mut columns: Vec<usize> = (0..k).collect();
         columns.sort_by(|i, j| size(*j).total_cmp(&size(*i)));
-        // L·Lᵀ of the columns in reverse is R·Rᵀ of them in order.
-        let reversed = |i: usize| columns[k - 1 - i];
-        let mut l = Mat::from_fn(k, k, |i, j| {
-            f64::from(gram[reversed(i) * k + reversed(j)]) + if i == j { damping } else { 0.0 }
-        });
-        let mut scratch = MemBuffer::new(cholesky_in_place_scratch::<f64>(k, Par::rayon(0), Default::default()));
-        let scratch = MemStack::new(&mut scratch);
-        let done = cholesky_in_place(l.as_mut(), Default::default(), Par::rayon(0), scratch, Default::default());
-        done.ok().filter(|_| mean.is_finite())?;
+        // Sums in f32 can leave a pivot that is not positive.
+        let l = loop {
+            match cholesky(gram, &columns, damping) {
+                Some(l) => break l,
+                None => damping *= 10.0,
+            }
+        };
         let mut shares = vec![0.0; k * k];
         shares.par_chunks_exact_mut(k).enumerate().for_each(|(j, shares)| {
             let at = k - 1 - j;
@@ -63,20 +66,32 @@ impl Order {
         Some(Order { columns, shares, sizes })
     }
 
-    /// Z [n, k] = W/s + z becomes what is rounded: each number as it was when its turn came, by the scales of its row
+    /// Z [n, k] = W/s + z becomes what is rounded: φ of each number as it was when its turn came, by the scales of its row
     /// times what is returned [n].
-    pub fn compensate(&self, z: &mut [f32], of: &LinearGrid, scheme: Scheme) -> Vec<f32> {
+    pub fn compensate(&self, z: &mut [f32], of: &LinearGrid, scheme: Scheme, phi: Phi) -> Vec<f32> {
         let k = self.columns.len();
         let mut factors = vec![1.0; z.len() / k];
         let panels = z.par_chunks_mut(ROWS * k).zip(factors.par_chunks_mut(ROWS)).enumerate();
         panels.for_each_init(Panel::default, |panel, (at, (z, factors))| {
             simd(
                 #[inline(always)]
-                || panel.choose(self, z, of, scheme, at * ROWS, factors),
+                || panel.choose(self, z, of, (scheme, phi), at * ROWS, factors),
             );
         });
         factors
     }
+}
+
+/// L of H with these columns in reverse: L·Lᵀ of it is R·Rᵀ of them in order. None if a pivot is not positive.
+fn cholesky(gram: &[f32], columns: &[usize], damping: f64) -> Option<Mat<f64>> {
+    let k = columns.len();
+    let reversed = |i: usize| columns[k - 1 - i];
+    let mut l =
+        Mat::from_fn(k, k, |i, j| f64::from(gram[reversed(i) * k + reversed(j)]) + if i == j { damping } else { 0.0 });
+    let mut scratch = MemBuffer::new(cholesky_in_place_scratch::<f64>(k, Par::rayon(0), Default::default()));
+    let scratch = MemStack::new(&mut scratch);
+    cholesky_in_place(l.as_mut(), Default::default(), Par::rayon(0), scratch, Default::default()).ok()?;
+    Some(l)
 }
 
 /// Numbers of some rows, side by side.
@@ -102,7 +117,7 @@ impl Panel {
         by: &Order,
         z: &mut [f32],
         of: &LinearGrid,
-        scheme: Scheme,
+        (scheme, phi): (Scheme, Phi),
         first: usize,
         factors: &mut [f32],
     ) {
@@ -110,7 +125,7 @@ impl Panel {
         self.read(by, z, of, scheme, first);
         let (mut least, mut chosen) = ([f32::INFINITY; ROWS], [1.0; ROWS]);
         for factor in FACTORS {
-            let loss = self.round(by, scheme, factor);
+            let loss = self.round(by, scheme, phi, factor);
             for (best, z) in self.best.iter_mut().zip(&self.z) {
                 for row in 0..ROWS {
                     best[row] = if loss[row] < least[row] { z[row] } else { best[row] };
@@ -154,7 +169,7 @@ impl Panel {
 
     /// By the scales times a factor: Z as it is rounded, and what that loses.
     #[inline(always)]
-    fn round(&mut self, by: &Order, scheme: Scheme, factor: f32) -> Lanes {
+    fn round(&mut self, by: &Order, scheme: Scheme, phi: Phi, factor: f32) -> Lanes {
         let k = by.columns.len();
         let (group, qmin, qmax) = (scheme.group_size(k), scheme.qmin(), scheme.qmax());
         let (mut errors, mut loss) = ([[0.0; ROWS]; BLOCK], [0.0; ROWS]);
@@ -168,13 +183,15 @@ impl Panel {
                 let (w, scale, zero) = (&self.w[j], &self.scales[g], &self.zeros[g]);
                 let (z, error) = (&mut self.z[j], &mut errors[j - from]);
                 for row in 0..ROWS {
-                    let scale = scale[row] * factor;
-                    let moved = w[row] + taken[row];
-                    z[row] = moved / scale + zero[row];
+                    taken[row] += w[row];
+                    z[row] = taken[row] / (scale[row] * factor) + zero[row];
+                }
+                phi.keep(scheme, z);
+                for row in 0..ROWS {
                     let code = grid::code(z[row], qmin, qmax);
-                    let made = grid::dequantize(code, zero[row], grid::forward_scale(scale));
+                    let made = grid::dequantize(code, zero[row], grid::forward_scale(scale[row] * factor));
                     error[row] = w[row] - made;
-                    loss[row] += by.sizes[j] * (moved - made).powi(2);
+                    loss[row] += by.sizes[j] * (taken[row] - made).powi(2);
                 }
             }
             for j in to..k {
@@ -224,7 +241,7 @@ mod tests {
 
     /// As GPTQ is written down: H⁻¹ by inverting, the rest of the row updated after every column; by these factors, that
     /// which loses least of H.
-    fn gptq(z: &[f32], of: &LinearGrid, scheme: Scheme, gram: &[f32], k: usize) -> (Vec<f64>, Vec<f32>) {
+    fn gptq(z: &[f32], of: &LinearGrid, scheme: Scheme, phi: Phi, gram: &[f32], k: usize) -> (Vec<f64>, Vec<f32>) {
         let mean = (0..k).map(|i| f64::from(gram[i * k + i])).sum::<f64>() / k as f64;
         let mut order: Vec<usize> = (0..k).collect();
         order.sort_by(|i, j| gram[j * k + j].total_cmp(&gram[i * k + i]));
@@ -246,7 +263,9 @@ mod tests {
                 let (mut w, mut rounded, mut error) = (weight.clone(), vec![0.0; k], vec![0.0; k]);
                 for j in 0..k {
                     let (s, zero) = (of(j).0 * factor, of(j).1);
-                    rounded[j] = w[j] / f64::from(s) + zero;
+                    let mut kept = [(w[j] / f64::from(s) + zero) as f32];
+                    phi.keep(scheme, &mut kept);
+                    rounded[j] = f64::from(kept[0]);
                     let code = rounded[j].round_ties_even().clamp(scheme.qmin().into(), scheme.qmax().into());
                     let made = f64::from(grid::forward_scale(s)) * (code - zero);
                     let lost = (w[j] - made) / u[(j, j)];
@@ -268,19 +287,25 @@ mod tests {
 
     #[test]
     fn is_gptq() {
-        for (word, n, k) in [("w4pc", 35, 150), ("w3g16", 5, 64), ("w2g32z", 33, 96)] {
+        let cases = [
+            ("w4pc", Phi::F32, 35, 150),
+            ("w4pc", Phi::Q, 64, 150),
+            ("w3g16", Phi::Bf16, 40, 64),
+            ("w2g32z", Phi::Int, 33, 96),
+        ];
+        for (word, phi, n, k) in cases {
             let scheme: Scheme = word.parse().unwrap();
             let (z, of) = start(n, k, scheme);
             let gram = gram(k, 3 * k);
-            let (want, by) = gptq(&z, &of, scheme, &gram, k);
+            let (want, by) = gptq(&z, &of, scheme, phi, &gram, k);
             let mut got = z.clone();
-            let factors = Order::new(&gram, k).unwrap().compensate(&mut got, &of, scheme);
+            let factors = Order::new(&gram, k).unwrap().compensate(&mut got, &of, scheme, phi);
             // A number that lies between two integers may go either way, and all that follow it in its row with it.
             let off =
                 |(got, want): (&[f32], &[f64])| got.iter().zip(want).any(|(g, w)| (f64::from(*g) - w).abs() > 2e-3);
             let rows = got.chunks_exact(k).zip(want.chunks_exact(k)).map(off).zip(factors.iter().zip(&by));
             let rows = rows.filter(|(off, (factor, by))| *off || factor != by).count();
-            assert!(rows * 20 <= n, "{word}: {rows} of {n} rows differ");
+            assert!(rows * 20 <= n, "{word} {phi}: {rows} of {n} rows differ");
             assert!(got != z && by.iter().any(|factor| *factor != by[0]), "{word}: {by:?}");
         }
     }
@@ -304,7 +329,7 @@ mod tests {
         };
         let order = Order::new(&gram, k).unwrap();
         let mut made = z.clone();
-        let factors = order.compensate(&mut made, &of, scheme);
+        let factors = order.compensate(&mut made, &of, scheme, Phi::F32);
         let (gptq, nearest) = (lost(&made, &factors), lost(&z, &vec![1.0; n]));
         assert!(gptq < 0.5 * nearest, "{gptq} {nearest}");
     }
@@ -317,7 +342,7 @@ mod tests {
         for size in [0.0, 2.0] {
             let gram: Vec<f32> = (0..k * k).map(|at| if at / k == at % k { size * at as f32 } else { 0.0 }).collect();
             let mut made = z.clone();
-            let factors = Order::new(&gram, k).unwrap().compensate(&mut made, &of, scheme);
+            let factors = Order::new(&gram, k).unwrap().compensate(&mut made, &of, scheme, Phi::F32);
             for (row, (made, z)) in made.chunks_exact(k).zip(z.chunks_exact(k)).enumerate() {
                 for (made, z) in made.iter().zip(z) {
                     assert!((made * factors[row] - z).abs() <= 1e-5 * z.abs(), "{made} {z} {}", factors[row]);
@@ -327,14 +352,27 @@ mod tests {
         assert!(Order::new(&vec![f32::NAN; k * k], k).is_none());
     }
 
+    /// What sums in f32 can leave of a Gram matrix: one that is none. It is damped more.
+    #[test]
+    fn a_pivot_that_is_not_positive() {
+        let gram = [1.0, 1.5, 0.0, 1.5, 1.0, 0.0, 0.0, 0.0, 1.0];
+        let order = Order::new(&gram, 3).unwrap();
+        assert!(order.sizes.iter().chain(&order.shares).all(|x| x.is_finite()));
+    }
+
     /// With any number of threads the same numbers, for as many inputs as a library would split among them.
     #[test]
     fn threads_do_not_show() {
-        let k = 700;
-        let gram = gram(k, 40);
+        let (scheme, n, k): (Scheme, _, _) = ("w3g100".parse().unwrap(), 50, 700);
+        let (gram, (z, of)) = (gram(k, 40), start(n, k, scheme));
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| Order::new(&gram, k).unwrap().shares)
+            pool.install(|| {
+                let factor = cholesky(&gram, &(0..k).collect::<Vec<_>>(), 1.0).unwrap();
+                let mut made = z.clone();
+                let factors = Order::new(&gram, k).unwrap().compensate(&mut made, &of, scheme, Phi::Q);
+                (factor, made, factors)
+            })
         };
         let one = with(1);
         assert!((2..5).all(|threads| with(threads) == one));
