@@ -73,8 +73,12 @@ load_settings() {
     default EVAL demo/test.txt
     default TASKS data/tasks
     : "${REFERENCE:=$MODEL}"
+    if [ -n "$TOP_K" ]; then
+        [ -z "$SHARDS" ] || wrong_usage "TOP_K asks a teacher while text is tokenized, and SHARDS are made already: leave one out"
+        [ "$LOSS" != ce ] && [ "$LOSS$KL_WEIGHT" ] || wrong_usage "TOP_K without LOSS=kl or LOSS=lrec: nothing would learn from the answers"
+    fi
     # Shards that were made before may carry answers.
-    if [ -z "$SHARDS" ] && [ "$LOSS${KL_WEIGHT:+kl}${TOP_K:+kl}" ] && [ "$LOSS" != ce ]; then
+    if [ -z "$SHARDS" ] && [ "$LOSS${KL_WEIGHT:+kl}" ] && [ "$LOSS" != ce ]; then
         : "${TEACHER:=$MODEL}"
     fi
     [ "$EVAL" != none ] || EVAL=

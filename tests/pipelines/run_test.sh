@@ -110,6 +110,13 @@ test_settings() {
     run --dry-run smollm2-135m-w4pc LOSS=kl TEACHER=t TOP_K=64 SEQ=256
     check "a teacher that is asked once" grep -q "shard .*--teacher t --top-k 64 --seq 256 " "$work/out"
     check "does not run along" is "$(grep -c "qat-step .*--teacher" "$work/out")" 0
+    for wrong in LOSS= LOSS=ce SHARDS=s; do
+        run --dry-run smollm2-135m-w4pc TOP_K=64 LOSS=kl "$wrong"
+        check "answers that nothing asks for: usage, $wrong" is $status 2
+        check "answers that nothing asks for: named, $wrong" says 'pipelines/run: TOP_K'
+    done
+    run --dry-run smollm2-135m-w4pc EMBEDDING=q8_0
+    check "an embedding's format, before training" grep -q "fold .*--check .*--embedding q8_0" "$work/out"
     run --dry-run smollm2-135m-w4pc ROUNDING=gptq RUN=r
     check "rounding by GPTQ" grep -q "lr-wrap r/scales .*--rounding gptq --shards r/shards " "$work/out"
     check "on text that is there" is "$(sed -n 's/^[^ ]*\(shard\|lr-wrap\) .*/\1/p' "$work/out" | tr '\n' ' ')" "shard lr-wrap "
