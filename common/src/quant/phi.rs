@@ -44,9 +44,8 @@ impl Phi {
         let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
         match self {
             Phi::Q => {
-                let one = (1u32 << (8 - scheme.bits)) as f32;
                 for (out, x) in out.iter_mut().zip(x) {
-                    *out = signed_byte(grid::round(clip(*x, qmin, qmax) * one));
+                    *out = signed_byte(steps(*x, scheme));
                 }
             }
             Phi::Int if self.double_packed(scheme) => {
@@ -82,12 +81,7 @@ impl Phi {
     pub fn keep(self, scheme: Scheme, x: &mut [f32]) {
         let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
         match self {
-            Phi::Q => {
-                let unit = Phi::unit(scheme);
-                for x in x {
-                    *x = grid::round(clip(*x, qmin, qmax) * unit.recip()) * unit;
-                }
-            }
+            Phi::Q => x.iter_mut().for_each(|x| *x = steps(*x, scheme) * Phi::unit(scheme)),
             Phi::Int => x.iter_mut().for_each(|x| *x = grid::code(*x, qmin, qmax)),
             Phi::Bf16 => x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
             Phi::F32 => {}
@@ -137,6 +131,13 @@ impl Phi {
             }
         }
     }
+}
+
+/// [`Phi::Q`] in its steps.
+#[inline(always)]
+fn steps(x: f32, scheme: Scheme) -> f32 {
+    let one = (1u32 << (8 - scheme.bits)) as f32;
+    grid::round(clip(x, scheme.qmin(), scheme.qmax()) * one)
 }
 
 /// f32::clamp checks its bounds for every element, and a loop over it is not vectorized.
