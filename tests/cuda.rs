@@ -69,6 +69,19 @@ fn trains_as_on_the_cpu() {
     }
 }
 
+/// Of a larger rank the factors of a block's rows do not fit into its shared memory.
+#[test]
+fn a_rank_that_is_too_large_is_refused() {
+    let (dir, device) = (Dir::with_stages(), Device::new());
+    for (rank, status) in [(1536, 0), (1537, 2)] {
+        dir.run(&format!("lr-wrap scales --rank {rank} -o wrapped-{rank}")).ok();
+        let line = format!("qat-step wrapped-{rank} {RECIPE} --steps 1 --device cuda -o trained-{rank}");
+        let (ran, _) = on(&device, &dir, &line.replace("--steps 3 ", ""));
+        assert_eq!(ran.status, Some(status), "{}", ran.stderr);
+        assert_eq!(ran.stderr.contains("rank 1537, and the GPU takes 1536 inside the rounding; wrap"), status == 2);
+    }
+}
+
 /// Adapters beside fixed integers, their masks too.
 #[test]
 fn trains_adapters_as_on_the_cpu() {

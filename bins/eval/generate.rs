@@ -19,16 +19,16 @@ pub struct GenerateFlags {
     #[arg(long, value_name = "PROMPT")]
     generate: Vec<String>,
     /// Tokens that it writes at most
-    #[arg(long, value_name = "N", default_value_t = 60)]
+    #[arg(long, value_name = "N", default_value_t = 60, requires = "generate")]
     max_tokens: usize,
     /// Draw tokens, from logits divided by this; 0 takes the most likely one
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, requires = "generate")]
     temperature: f64,
     /// Draw from the most likely tokens that have this much of the probability together
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, requires = "generate")]
     top_p: f64,
     /// Seed of what is drawn
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, requires = "generate")]
     seed: u64,
 }
 

@@ -16,8 +16,12 @@ pub struct Kept {
 }
 
 impl Kept {
-    pub fn open(file: Option<&Path>) -> Result<Kept> {
+    /// With `force` nothing is taken from the file, and figures of others than `artefacts` may go.
+    pub fn open(file: Option<&Path>, artefacts: &[PathBuf], force: bool) -> Result<Kept> {
         let Some(file) = file else { return Ok(Kept::default()) };
+        if let Some(parent) = file.parent().filter(|p| !p.as_os_str().is_empty()) {
+            fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
+        }
         let mut known = Vec::new();
         for path in [file.to_path_buf(), beside(file, ".part")] {
             match fs::read(&path) {
@@ -26,6 +30,14 @@ impl Kept {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(Error::io(&path, "read")(e)),
             }
+        }
+        if force {
+            known.clear();
+        }
+        let asked = |one: &&ArtefactReport| artefacts.iter().any(|path| path.display().to_string() == one.path);
+        if let Some(other) = known.iter().find(|one| !asked(one)) {
+            let what = format!("{}: it holds figures of {}, which is not to be measured", file.display(), other.path);
+            return Err(Error::usage(what, "name that one too, give another -o, or use --force to replace them"));
         }
         Ok(Kept { file: Some(file.to_path_buf()), known })
     }

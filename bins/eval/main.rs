@@ -57,10 +57,11 @@ struct Args {
     bos: Bos,
     #[command(flatten)]
     generate: GenerateFlags,
-    /// Exit with status 3 if a perplexity is larger
+    /// Exit with status 3 if a perplexity of the last artefact is larger
     #[arg(long, value_name = "X")]
     max_ppl: Option<f64>,
-    /// Also write the report as JSON; figures that the file holds already, measured the same way, are kept
+    /// Also write the report as JSON; figures of these artefacts that the file holds already, measured the same way, are
+    /// taken from it, unless --force
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -108,7 +109,7 @@ fn run_on<B: Backend>(backend: &B, args: &Args) -> Result<()> {
     let tasks = task_files.iter().map(|p| Task::open(p, args.limit)).collect::<Result<Vec<_>>>()?;
     // Once for all artefacts: standard input can be read only once.
     let texts = args.ppl.iter().map(|path| text::joined(path)).collect::<Result<Vec<_>>>()?;
-    let kept = Kept::open(args.output.as_deref())?;
+    let kept = Kept::open(args.output.as_deref(), &paths, args.common.force)?;
     let asked = asked(args, backend, reference.as_ref(), &texts, &task_files)?;
     let mut report = Report::default();
     for (path, artefact) in paths.iter().zip(&artefacts) {
@@ -317,7 +318,8 @@ fn value(result: &impl serde::Serialize) -> Value {
 
 fn check_max_ppl(args: &Args, report: &Report) -> Result<()> {
     let Some(max) = args.max_ppl else { return Ok(()) };
-    for artefact in &report.artefacts {
+    // Before the last stand those that it is compared with.
+    if let Some(artefact) = report.artefacts.last() {
         for (text, p) in &artefact.ppl {
             let ppl = p["ppl"].as_f64().unwrap_or(f64::NAN);
             if ppl.is_nan() || ppl > max {

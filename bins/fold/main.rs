@@ -154,7 +154,7 @@ fn run() -> Result<()> {
     };
     let report = args.report.as_deref().map(|file| open_report(file, stage)).transpose()?;
     let mut record = wanted(&args, stage, output)?;
-    match record::begin(output, &record, args.common.force, false)? {
+    match record::begin(output, &record, args.common.force)? {
         Begin::Done => {}
         Begin::Write(part) => {
             warn(&args, &target);

@@ -94,6 +94,9 @@ fn run() -> Result<()> {
     }
     let wrapping = wrapping(&args, &scales)?;
     let shards = args.shards.as_deref().map(Shards::open).transpose()?;
+    if let Some(shards) = shards.as_ref().filter(|_| args.common.verify) {
+        shards.stage.verify()?;
+    }
     let mut inputs = vec![scales.stage.as_input("scales", &args.output)?];
     if let Some(shards) = &shards {
         inputs.push(shards.stage.as_input("shards", &args.output)?);
@@ -102,7 +105,7 @@ fn run() -> Result<()> {
     if !wrapping.is_outside() {
         record = record.in_format(1);
     }
-    match record::begin(&args.output, &record, args.common.force, false)? {
+    match record::begin(&args.output, &record, args.common.force)? {
         Begin::Done => {}
         Begin::Write(part) => {
             for (name, bytes) in scales.model.support_files()? {
@@ -170,6 +173,11 @@ fn wrapping(args: &Args, scales: &Scales) -> Result<Wrapping> {
         return refuse("--init error with --rank 0: there is nothing to start".into(), "give a rank");
     }
     if rank == 0 {
+        let given =
+            [("alpha", args.alpha.is_some()), ("dropout", args.dropout.is_some()), ("targets", args.targets.is_some())];
+        if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
+            return refuse(format!("--{flag} with --rank 0: there are no factors"), "leave it out, or give a rank");
+        }
         return Ok(Wrapping::scales_alone(args.rounding));
     }
     if !outside {

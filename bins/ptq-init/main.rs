@@ -53,11 +53,14 @@ fn run() -> Result<()> {
         let (path, cure) = (adapter.dir(), "move it out of the directory to start from the integers without it");
         return Err(Error::input(path, "an adapter beside the integers", "a model without one", cure));
     }
+    if let (true, BaseModel::Quantized(folded)) = (args.common.verify, &model) {
+        folded.verify()?;
+    }
     let scheme = scheme(&args, &model)?;
     let linears = names::linears(model.config());
     linears.iter().try_for_each(|linear| scheme.check_width(&linear.name, linear.k))?;
     let mut record = wanted(&args, &model, scheme)?;
-    match record::begin(&args.output, &record, args.common.force, false)? {
+    match record::begin(&args.output, &record, args.common.force)? {
         Begin::Done => {}
         Begin::Write(part) => {
             record.files.insert(scales::FILE.into(), write(&args, &model, scheme, &linears, &part)?);

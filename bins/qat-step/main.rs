@@ -60,7 +60,7 @@ fn run_on<B: Backend>(open: impl FnOnce() -> Result<B>, args: &Args, begun: Inst
     job.shards()?.check_tokenizer(job.wrapped.dir(), tokenizer.digest())?;
     job.shards()?.windows(job.recipe.seq, false)?;
     let record = job.record(args)?;
-    match record::begin(args.output(), &record, args.common.force, true)? {
+    match record::begin(args.output(), &record, args.common.force)? {
         Begin::Done => {}
         Begin::Write(part) => {
             let planned = fits(backend, &mut holding, args.memory)?;

@@ -53,12 +53,16 @@ fn run() -> Result<()> {
     args.common.start()?;
     let tokenizer = open_tokenizer(&args.tokenizer)?;
     let teacher = args.teacher.open(&tokenizer)?;
+    if teacher.is_none() && !args.device.is_default() {
+        let what = "--device and --compute say where a teacher computes, and there is no --teacher";
+        return Err(Error::usage(what, "leave them out, or give --teacher MODEL"));
+    }
     if let Some(teacher) = teacher.as_ref().filter(|_| args.common.verify) {
         teacher.verify()?;
     }
     let texts = args.text.iter().map(|path| Text::open(path, &args.output)).collect::<Result<Vec<_>>>()?;
     let mut record = wanted(&args, &texts, &tokenizer, teacher.as_ref())?;
-    match record::begin(&args.output, &record, args.common.force, false)? {
+    match record::begin(&args.output, &record, args.common.force)? {
         Begin::Done => {}
         Begin::Write(part) => {
             write(&args, &texts, &tokenizer, &part, &mut record)?;
@@ -73,8 +77,7 @@ fn run() -> Result<()> {
 
 fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
     if path.extension().is_some_and(|e| e == "json") {
-        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        return Tokenizer::from_dir(dir);
+        return Tokenizer::from_json(path);
     }
     if path.is_dir() && !path.join(record::FILE).is_file() {
         return Tokenizer::from_dir(path);

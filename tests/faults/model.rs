@@ -282,6 +282,13 @@ fn configurations() {
             says: &["config.json: hidden_size is -32", "expected a positive number", "; fetch"],
         },
         Fault {
+            name: "a base that is no number",
+            spoil: |d| config(d, |c| c["rope_theta"] = json!("500000")),
+            line: INIT,
+            status: 1,
+            says: &["config.json: rope_theta is \"500000\"", "expected a positive number", "; fetch"],
+        },
+        Fault {
             name: "more layers than can be",
             spoil: |d| config(d, |c| c["num_hidden_layers"] = json!(2_000_000_000)),
             line: INIT,

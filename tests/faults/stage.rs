@@ -227,6 +227,20 @@ fn stages_that_changed() {
             says: &["shards/tokens-00000.safetensors: its bytes changed", "; run shard again with --force"],
         },
         Fault {
+            name: "a changed byte of shards that weigh inputs, asked to verify",
+            spoil: |d| change_last_byte(&d.join("shards/tokens-00000.safetensors")),
+            line: "lr-wrap scales --rounding gptq --shards shards --verify -o out",
+            status: 1,
+            says: &["shards/tokens-00000.safetensors: its bytes changed", "; run shard again with --force"],
+        },
+        Fault {
+            name: "a changed byte of integers to start from, asked to verify",
+            spoil: |d| change_last_byte(&d.join("folded/model.safetensors")),
+            line: "ptq-init folded --verify -o out",
+            status: 1,
+            says: &["folded/model.safetensors: its bytes changed", "; run fold again with --force"],
+        },
+        Fault {
             name: "a changed byte, asked to verify, evaluated",
             spoil: |d| change_last_byte(&d.join("folded/model.safetensors")),
             line: "eval model folded --ppl text.txt --ctx 64 --verify",

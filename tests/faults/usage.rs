@@ -40,6 +40,12 @@ fn words_that_are_not_known() {
         usage("no -o to train into", "qat-step wrapped --shards shards", &["--output <DIR>", "; see --help"]),
         usage("a number", "lr-wrap scales --rank many -o out", &["--rank many", "0 to 16384", "; give"]),
         usage("a time", "qat-step wrapped --shards shards --time-limit soon -o out", &["'soon'", "--time-limit", "; "]),
+        usage("a temperature of nothing", "eval model --ppl text.txt --temperature 1", &["--generate", "; see --help"]),
+        usage(
+            "a device for nothing",
+            "shard text.txt --tokenizer model --compute f32 -o out",
+            &["--teacher", "; leave"],
+        ),
         usage("nothing at all", "shard", &["<TEXT>...", "; see --help"]),
     ]);
 }

@@ -144,7 +144,7 @@ fn what_differs_from_what_was_packed_is_found() {
         for format in formats {
             let read_back = ReadBack::of(&dir, scheme, *format);
             let target = read_back.target();
-            let part = PartDir::open(&dir.join(&format!("{scheme}-{format}")), false).unwrap();
+            let part = PartDir::open(&dir.join(&format!("{scheme}-{format}"))).unwrap();
             let Written { files, mut digests } = write(&part, &target, |_| {}).unwrap();
             verify(part.path(), &target, &digests, || {}).unwrap();
             assert_eq!(digests.len(), target.linears().len());

@@ -85,6 +85,7 @@ fn adapters_start_at_the_error() {
     for (flags, told) in [
         ("coarse --shards shards", "--shards without --rounding gptq or --init error"),
         ("coarse --rank 0 --init error", "--init error with --rank 0"),
+        ("coarse --rank 0 --alpha 2", "--alpha with --rank 0"),
         ("coarse --init error --alpha 0", "--alpha 0"),
         ("kept --init error", "what they lost is not known"),
     ] {

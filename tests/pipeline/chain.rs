@@ -118,6 +118,18 @@ fn eval_checks_a_limit() {
         ran.stderr
     );
     dir.run("eval folded --ppl text.txt --ctx 64 --max-ppl 1e9").ok();
+    let ppl = |line: &str| -> f64 {
+        let report: Value = serde_json::from_str(&dir.run(line).ok()).unwrap();
+        report["artefacts"][0]["ppl"]["text.txt"]["ppl"].as_f64().unwrap()
+    };
+    dir.run("ptq-init model --scheme w2pc --fit minmax -o rough").ok();
+    let (model, rough) =
+        (ppl("eval model --ppl text.txt --ctx 64 --json"), ppl("eval rough --ppl text.txt --ctx 64 --json"));
+    let (better, worse) = if model < rough { ("model", "rough") } else { ("rough", "model") };
+    let line = |first, last| format!("eval {first} {last} --ppl text.txt --ctx 64 --max-ppl {}", (model + rough) / 2.0);
+    assert_ne!(model, rough);
+    dir.run(&line(worse, better)).ok();
+    assert_eq!(dir.run(&line(better, worse)).status, Some(3));
 }
 
 /// The reader of a pipe may leave early: no error, no message.
@@ -256,6 +268,29 @@ fn standard_input_is_told_apart() {
     );
 }
 
+/// The tokenizer.json that is named is the one that is used, whatever its name and whatever lies beside it.
+#[test]
+fn a_tokenizer_of_another_name() {
+    let dir = Dir::with_stages();
+    let digest = |line: &str| -> Value {
+        let out = dir.run(line).ok();
+        let record: Value =
+            serde_json::from_slice(&fs::read(dir.join(out.trim()).join("stage.json")).unwrap()).unwrap();
+        record["arguments"]["tokenizer"].clone()
+    };
+    let mut json: Value = serde_json::from_slice(&fs::read(dir.join("model/tokenizer.json")).unwrap()).unwrap();
+    json["model"]["merges"].as_array_mut().unwrap().pop();
+    fs::write(dir.join("model/other.json"), json.to_string()).unwrap();
+    let (own, other) = (
+        digest("shard text.txt --tokenizer model/tokenizer.json -o own"),
+        digest("shard text.txt --tokenizer model/other.json -o other"),
+    );
+    assert_eq!(own, digest("shard text.txt --tokenizer model -o model-own"));
+    fs::rename(dir.join("model/other.json"), dir.join("model/tokenizer.json")).unwrap();
+    assert_eq!(other, digest("shard text.txt --tokenizer model -o model-other"));
+    assert_ne!(own, other);
+}
+
 /// A report kept as a file is not measured again, and another question is.
 #[test]
 fn figures_of_a_report_are_kept() {
@@ -276,6 +311,17 @@ fn figures_of_a_report_are_kept() {
     let anew = dir.run(&line.replace("--ctx 16", "--ctx 8")).ok();
     assert!(!anew.contains("1.500"), "another --ctx is another question: {anew}");
     assert!(!dir.join("report.json.part").exists());
+    let before = fs::read_to_string(dir.join("report.json")).unwrap();
+    let scales_alone = line.replace("eval model scales", "eval scales");
+    let said = dir.run(&scales_alone).fails(2);
+    assert!(said.contains("report.json: it holds figures of model, ") && said.contains("--force"), "{said}");
+    assert_eq!(fs::read_to_string(dir.join("report.json")).unwrap(), before);
+    fs::write(dir.join("report.json"), marked.to_string()).unwrap();
+    let forced = dir.run(&format!("{line} --force")).ok();
+    assert!(!forced.contains("1.500"), "--force measures again: {forced}");
+    dir.run(&format!("{scales_alone} --force")).ok();
+    dir.run(&scales_alone.replace("report.json", "new/folder/report.json")).ok();
+    assert!(dir.join("new/folder/report.json").is_file());
     fs::write(dir.join("report.json"), "mine").unwrap();
     let said = dir.run(line).fails(1);
     assert!(said.contains("report.json: no report of eval"), "{said}");

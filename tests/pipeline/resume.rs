@@ -163,14 +163,44 @@ fn killed_before_the_rename() {
     dir.run(&format!("{line} --steps 5 -o x")).ok();
     dir.run(&format!("{line} --steps 4 -o other")).ok();
     let (five, four) = (dir.contents("x"), dir.contents("other"));
-    fs::rename(dir.join("x"), dir.join("x.part")).unwrap();
+    let unnamed = || {
+        fs::rename(dir.join("x"), dir.join("x.part")).unwrap();
+        fs::write(dir.join("x.part/.lock"), "").unwrap();
+    };
+    unnamed();
     dir.run(&format!("{line} --steps 5 -o x")).ok();
     assert!(dir.contents("x") == five);
-    fs::rename(dir.join("x"), dir.join("x.part")).unwrap();
+    unnamed();
+    let e = dir.run("fold wrapped -o x").fails(1);
+    assert!(e.contains("x.part: a training that was stopped") && e.contains("--force"), "{e}");
     let e = dir.run(&format!("{line} --steps 4 -o x")).fails(2);
     assert!(e.contains("x.part: ") && e.contains("--force"), "{e}");
     dir.run(&format!("{line} --steps 4 -o x --force")).ok();
     assert!(dir.contents("x") == four);
+}
+
+/// Another tool with the same -o leaves the saves of a training that was stopped, and nobody's .part is removed.
+#[test]
+fn a_stopped_training_stands_in_the_way() {
+    let dir = Dir::with_stages();
+    let line = format!("qat-step wrapped --shards shards --save-every 2 {RECIPE} --steps 5 -o x");
+    signalled(&dir, &line, "x.part", "TERM");
+    let saved = dir.contents("x.part");
+    assert!(saved.keys().any(|name| name.to_string_lossy().starts_with("step-")), "{saved:?}");
+    for other in ["ptq-init model --scheme w4g16", "lr-wrap scales --rank 2", "fold wrapped"] {
+        let e = dir.run(&format!("{other} -o x")).fails(1);
+        assert!(e.contains("x.part: a training that was stopped") && e.contains("--force"), "{e}");
+        assert!(dir.contents("x.part") == saved, "{other}");
+    }
+    dir.run("ptq-init model --scheme w4g16 -o x --force").ok();
+    assert!(dir.join("x/stage.json").is_file() && !dir.join("x.part").exists());
+    fs::create_dir(dir.join("y.part")).unwrap();
+    fs::write(dir.join("y.part/mine"), "mine").unwrap();
+    for force in ["", " --force"] {
+        let e = dir.run(&format!("ptq-init model --scheme w4g16 -o y{force}")).fails(1);
+        assert!(e.contains("y.part: it is in the way, and not of lrqat"), "{e}");
+        assert_eq!(fs::read_to_string(dir.join("y.part/mine")).unwrap(), "mine");
+    }
 }
 
 /// Waits for the first step of a run, then sends it a signal.

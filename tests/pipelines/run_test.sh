@@ -74,7 +74,7 @@ test_whole_pipeline() {
     fresh
     llama
     check "ends well" is $status 0
-    check "all stages in order" is "$(calls)" "ptq-init lr-wrap fold shard qat-step eval fold eval "
+    check "all stages in order" is "$(calls)" "ptq-init lr-wrap fold shard eval qat-step eval fold eval "
     check "the format before training" logged "^fold $work/run/wrapped --check"
     check "it is no stage" says ": fold --check$"
     check "the card gets the figures" logged "^fold $work/run/checkpoint --report $work/run/trained.json -o $work/run/folded"
@@ -96,7 +96,7 @@ test_settings() {
     fresh
     run --dry-run llama3-8b-w4g128 DATA="$work/texts and blanks" STEPS=7 TIME_LIMIT=3h50m THREADS=2 EVAL=none TASKS=t
     check "dry run: runs nothing" is "$(cat "$work/log")" ""
-    check "a folder of texts" grep -q "shard $work/texts and blanks/b c.txt $work/texts and blanks/d.jsonl --tok" "$work/out"
+    check "a folder of texts" grep -q "shard '$work/texts and blanks/b c.txt' '$work/texts and blanks/d.jsonl' --tok" "$work/out"
     check "time limit" grep -q "qat-step .*--time-limit 3h50m .*--threads 2" "$work/out"
     check "no perplexity" is "$(grep -c -e --ppl "$work/out")" 0
     check "tasks" grep -q "eval .*--tasks t " "$work/out"
@@ -120,6 +120,10 @@ test_settings() {
     run --dry-run smollm2-135m-w4pc ROUNDING=gptq RUN=r
     check "rounding by GPTQ" grep -q "lr-wrap r/scales .*--rounding gptq --shards r/shards " "$work/out"
     check "on text that is there" is "$(sed -n 's/^[^ ]*\(shard\|lr-wrap\) .*/\1/p' "$work/out" | tr '\n' ' ')" "shard lr-wrap "
+    run --dry-run demo-w4pc RANK=0
+    check "scales alone have no alpha" is "$(grep -c -e --alpha "$work/out")" 0
+    run --dry-run demo-w4pc DATA="it's \$x"
+    check "a word as a shell reads it" is "$(sed -n "s/.*shard \('.*'\) --tokenizer.*/\1/p" "$work/out")" "'it'\\''s' '\$x'"
     run --dry-run demo-w2g128z
     check "a scheme with a zero point" grep -q "ptq-init demo/model --scheme w2g128z" "$work/out"
     for pair in $(all_pairs); do
@@ -182,6 +186,12 @@ test_exit_statuses() {
     STUB_EVAL_STATUS=3 llama MAX_PPL=1
     check "a missed MAX_PPL is 3" is $status 3
     check "with its report" [ -s "$work/run/report.txt" ]
+    fresh
+    STUB_FAIL=eval:2 llama CTX=1
+    check "what cannot be evaluated is news before training" is "$(calls)" "ptq-init lr-wrap fold shard eval "
+    check "with the status of eval" is $status 2
+    fresh
+    llama
     STUB_EVAL_STATUS=3 llama MAX_PPL=1
     check "and 3 again" is $status 3
     fresh

@@ -50,6 +50,11 @@ pub struct DeviceFlags {
 }
 
 impl DeviceFlags {
+    /// Is nothing asked for?
+    pub fn is_default(&self) -> bool {
+        (self.device, self.compute) == (Device::Auto, Compute::Auto)
+    }
+
     /// Opens nothing: a plan needs no GPU.
     pub fn choose(&self) -> Result<Chosen> {
         let gpu = match (self.device, self.compute) {

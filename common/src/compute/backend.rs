@@ -451,6 +451,11 @@ pub trait Backend: Sync {
         moments: &mut Moments<Self>,
     );
 
+    /// The largest rank of factors inside the rounding that its kernels take; none where there is no limit.
+    fn max_rank(&self) -> Option<usize> {
+        None
+    }
+
     /// The most bytes that were held at a time; none where the device's memory is the host's.
     fn peak_memory(&self) -> Option<u64> {
         None

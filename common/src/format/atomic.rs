@@ -111,9 +111,9 @@ const LOCK: &str = ".lock";
 const REPLACED: &str = ".replaced";
 
 impl PartDir {
-    /// Opens or makes `target.part/`. With `resumable` its contents are left as they are, for a tool that goes on
-    /// from them; without it they are removed. On drop the directory goes, unless [`PartDir::keep`] was called.
-    pub fn open(target: &Path, resumable: bool) -> Result<PartDir> {
+    /// Opens or makes `target.part/`. What a process that was stopped left in it stays, until [`PartDir::clear`]. On
+    /// drop the directory goes if it was empty, or cleared, unless [`PartDir::keep`] was called since.
+    pub fn open(target: &Path) -> Result<PartDir> {
         let part = part_path(target)?;
         let old = with_suffix(target, REPLACED);
         if target.exists() && old.symlink_metadata().is_ok() {
@@ -122,6 +122,7 @@ impl PartDir {
             return Err(Error::input(old, "it is in the way", "nothing of that name while --force replaces", cure));
         }
         let made = !part.exists();
+        refuse_foreign(&part)?;
         fs::create_dir_all(&part).map_err(Error::io(&part, "create"))?;
         let lock = match lock(&part) {
             Ok(lock) => lock,
@@ -134,9 +135,7 @@ impl PartDir {
             }
         };
         let dir = PartDir { target: target.to_path_buf(), part, _lock: lock, kept: Cell::new(false) };
-        if !resumable {
-            dir.clear()?;
-        } else if !dir.entries()?.is_empty() {
+        if !dir.entries()?.is_empty() {
             dir.keep();
         }
         Ok(dir)
@@ -214,6 +213,17 @@ impl Drop for PartDir {
             let _ = fs::remove_dir_all(&self.part);
         }
     }
+}
+
+/// A `.part` that was there before is ours if it has our lock; one with anything else in it is somebody's.
+fn refuse_foreign(part: &Path) -> Result<()> {
+    let ours = || part.join(LOCK).symlink_metadata().is_ok();
+    let empty = || fs::read_dir(part).is_ok_and(|mut entries| entries.next().is_none());
+    if part.symlink_metadata().is_err() || part.is_dir() && (ours() || empty()) {
+        return Ok(());
+    }
+    let (found, expected) = ("it is in the way, and not of lrqat", "nothing, or what a tool that was stopped left");
+    Err(Error::input(part, found, expected, "move or remove it, or choose another -o"))
 }
 
 /// Takes the lock of a `.part` directory.

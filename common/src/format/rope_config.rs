@@ -28,19 +28,43 @@ pub enum Scaling {
     },
 }
 
+const FETCH: &str = "fetch the model's config.json again";
+
+/// A positive number of config.json, if it has one of this name. `path` is for messages.
+pub fn optional_number(path: &Path, json: &Value, key: &str) -> Result<Option<f64>> {
+    match &json[key] {
+        Value::Null => Ok(None),
+        v => match v.as_f64().filter(|n| *n > 0.0) {
+            Some(n) => Ok(Some(n)),
+            None => Err(Error::input(path, format!("{key} is {v}"), "a positive number", FETCH)),
+        },
+    }
+}
+
 impl Rope {
     /// `rope_scaling` beside `rope_theta` (transformers 4), or both inside `rope_parameters` (transformers 5). `path` is
     /// for messages.
     pub fn parse(path: &Path, json: &Value) -> Result<Rope> {
-        let params = &json["rope_parameters"];
-        let theta = params["rope_theta"].as_f64().or(json["rope_theta"].as_f64()).unwrap_or(10000.0);
-        let scaling = if params.is_object() { params } else { &json["rope_scaling"] };
-        let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
+        let (params, scaling) = (&json["rope_parameters"], &json["rope_scaling"]);
+        for (key, value) in [("rope_parameters", params), ("rope_scaling", scaling)] {
+            if !value.is_null() && !value.is_object() {
+                return Err(Error::input(path, format!("{key} is {value}"), "an object or null", FETCH));
+            }
+        }
+        let theta = match optional_number(path, params, "rope_theta")? {
+            Some(theta) => theta,
+            None => optional_number(path, json, "rope_theta")?.unwrap_or(10000.0),
+        };
+        let scaling = if params.is_object() { params } else { scaling };
+        let kind = match [&scaling["rope_type"], &scaling["type"]].into_iter().find(|v| !v.is_null()) {
+            None => "default",
+            Some(Value::String(kind)) => kind,
+            Some(other) => return Err(Error::input(path, format!("rope_type is {other}"), "a name", FETCH)),
+        };
         let number = |key: &str| {
-            let found = || format!("rope scaling {kind:?} with {key} {}", scaling[key]);
-            let cure = "fetch the model's config.json again";
-            let number = scaling[key].as_f64().filter(|v| *v > 0.0);
-            number.ok_or_else(|| Error::input(path, found(), "a positive number", cure))
+            let none =
+                || Error::input(path, format!("rope scaling {kind:?} without {key}"), "a positive number", FETCH);
+            optional_number(path, scaling, key)?.ok_or_else(none)
         };
         let scaling = match kind {
             "default" => Scaling::None,

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::compute::backend::Heads;
 use crate::error::{Error, Result};
+use crate::format::rope_config::optional_number;
 pub use crate::format::rope_config::{Rope, Scaling};
 
 /// Architectures that this project trains, by their name in `architectures`.
@@ -50,17 +51,15 @@ impl Config {
         if head_dim % 2 != 0 {
             return Err(read.bad(format!("head_dim {head_dim}"), "an even number"));
         }
-        let act = json["hidden_act"].as_str().unwrap_or("silu");
-        if act != "silu" {
-            return Err(read.bad(format!("hidden_act {act:?}"), "\"silu\""));
+        match &json["hidden_act"] {
+            Value::Null => {}
+            act if act == "silu" => {}
+            act => return Err(read.bad(format!("hidden_act {act}"), "\"silu\"")),
         }
-        let window = match &json["sliding_window"] {
-            _ if json["model_type"] != "mistral" && json["architectures"][0] != ARCHITECTURES[1] => None,
-            v => v.as_u64().map(|w| w as usize),
+        let window = match json["model_type"] == "mistral" || json["architectures"][0] == ARCHITECTURES[1] {
+            true => read.optional_dim("sliding_window")?,
+            false => None,
         };
-        if window == Some(0) {
-            return Err(read.bad("sliding_window 0", "a positive number or null"));
-        }
         Ok(Config {
             vocab: read.dim("vocab_size")?,
             d,
@@ -69,10 +68,10 @@ impl Config {
             heads,
             kv_heads,
             head_dim,
-            norm_eps: json["rms_norm_eps"].as_f64().unwrap_or(1e-6) as f32,
+            norm_eps: optional_number(path, json, "rms_norm_eps")?.unwrap_or(1e-6) as f32,
             rope: Rope::parse(path, json)?,
             window,
-            tied: json["tie_word_embeddings"].as_bool().unwrap_or(false),
+            tied: read.optional_bool("tie_word_embeddings")?.unwrap_or(false),
             max_positions: read.optional_dim("max_position_embeddings")?.unwrap_or(2048),
         })
     }
@@ -124,7 +123,7 @@ impl Reader<'_> {
 
     fn refuse_biases(&self) -> Result<()> {
         for key in ["attention_bias", "mlp_bias"] {
-            if self.json[key].as_bool() == Some(true) {
+            if self.optional_bool(key)? == Some(true) {
                 return Err(Error::input(
                     self.path,
                     format!("{key} is true"),
@@ -134,6 +133,14 @@ impl Reader<'_> {
             }
         }
         Ok(())
+    }
+
+    fn optional_bool(&self, key: &str) -> Result<Option<bool>> {
+        match &self.json[key] {
+            Value::Null => Ok(None),
+            Value::Bool(b) => Ok(Some(*b)),
+            v => Err(self.bad(format!("{key} is {v}"), "true or false")),
+        }
     }
 
     fn optional_dim(&self, key: &str) -> Result<Option<usize>> {
@@ -195,6 +202,16 @@ mod tests {
             v["sliding_window"] = json!(8);
         };
         assert_eq!(parse(mistral).unwrap().window, Some(8));
+        let with = |window: Value| {
+            parse(|v| {
+                mistral(v);
+                v["sliding_window"] = window.clone();
+            })
+        };
+        assert_eq!(with(Value::Null).unwrap().window, None);
+        for wrong in [json!(0), json!(-1), json!("4096")] {
+            assert!(with(wrong.clone()).is_err(), "{wrong}");
+        }
     }
 
     #[test]
@@ -207,6 +224,17 @@ mod tests {
             ("num_key_value_heads", json!(3)),
             ("vocab_size", Value::Null),
             ("hidden_act", json!("gelu")),
+            ("hidden_act", json!(["silu"])),
+            ("rms_norm_eps", json!("1e-5")),
+            ("rms_norm_eps", json!(-1e-5)),
+            ("rope_theta", json!("500000")),
+            ("rope_theta", json!(0)),
+            ("rope_scaling", json!("linear")),
+            ("rope_scaling", json!({"rope_type": 3})),
+            ("rope_parameters", json!([5e5])),
+            ("rope_parameters", json!({"rope_theta": "5e5"})),
+            ("tie_word_embeddings", json!("true")),
+            ("mlp_bias", json!(1)),
             ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})),
         ] {
             assert!(parse(|v| v[key] = value.clone()).is_err(), "{key}");

@@ -7,7 +7,7 @@ use super::params::{ParamSpec, Params, Rate};
 use super::rope::inverse_frequencies;
 use crate::compute::backend::{self, Adapter, Backend, Gradients, LowRank, Weight};
 use crate::compute::dropout;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::tensor::Tensor;
 use crate::quant::{Phi, Scheme};
 
@@ -83,6 +83,10 @@ impl<B: Backend> Linear<B> {
                 }
             }
             HostLinear::LowRank(w) => {
+                if let Some(max) = backend.max_rank().filter(|max| w.rank > *max) {
+                    let what = format!("{}: rank {}, and the GPU takes {max} inside the rounding", name.name, w.rank);
+                    return Err(Error::usage(what, "wrap with a smaller --rank, or use --device cpu"));
+                }
                 let row = add("scale", vec![n, w.scheme.groups(k)], Rate::Scale, &w.scale)?;
                 add("lora_a", vec![n, w.rank], Rate::LowRank, &w.a)?;
                 add("lora_b", vec![w.rank, k], Rate::LowRank, &w.b)?;

@@ -25,6 +25,8 @@ pub const TRAINED: &str = "trained.safetensors";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 pub const METRICS: &str = "metrics.jsonl";
 pub const LOSS_CURVE: &str = "loss.svg";
+/// Before the step, the name of a save in an unfinished checkpoint.
+pub const SAVE: &str = "step-";
 
 /// An open `checkpoint/` over its `wrapped/`.
 pub struct Checkpoint {

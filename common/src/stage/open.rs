@@ -99,10 +99,7 @@ impl Artefact {
             Artefact::Scales(a) => a.stage.verify(),
             Artefact::Wrapped(a) => a.stage.verify(),
             Artefact::Checkpoint(a) => a.verify(),
-            Artefact::Folded(a) => match a.stage_dir() {
-                Some(dir) => Stage::read(dir)?.verify(),
-                None => Ok(()),
-            },
+            Artefact::Folded(a) => a.verify(),
         }
     }
 

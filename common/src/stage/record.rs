@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::checkpoint;
 use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, PartDir, write_file};
 
@@ -263,8 +264,9 @@ pub enum Begin {
     Write(PartDir),
 }
 
-/// Looks at `out`: there and made the same way is done, otherwise there needs `--force`.
-pub fn begin(out: &Path, want: &Record, force: bool, resumable: bool) -> Result<Begin> {
+/// Looks at `out`: there and made the same way is done, otherwise there needs `--force`. Of what a stopped process left
+/// a checkpoint goes on; any other stage begins anew.
+pub fn begin(out: &Path, want: &Record, force: bool) -> Result<Begin> {
     refuse_own_input(out, want)?;
     if done_already(out, want, force)? {
         return Ok(Begin::Done);
@@ -272,9 +274,31 @@ pub fn begin(out: &Path, want: &Record, force: bool, resumable: bool) -> Result<
     if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
     }
-    let part = PartDir::open(out, resumable)?;
+    let part = PartDir::open(out)?;
     // Another process may have finished it before the lock was taken.
-    if done_already(out, want, force)? { Ok(Begin::Done) } else { Ok(Begin::Write(part)) }
+    if done_already(out, want, force)? {
+        return Ok(Begin::Done);
+    }
+    if want.kind != Kind::Checkpoint {
+        if !force && holds_training(&part)? {
+            return Err(Error::input(
+                part.path(),
+                "a training that was stopped",
+                "nothing, or an unfinished stage",
+                "choose another -o, or remove it with --force",
+            ));
+        }
+        part.clear()?;
+    }
+    Ok(Begin::Write(part))
+}
+
+/// Are there saves in it, or a checkpoint that only lacks its name?
+fn holds_training(part: &PartDir) -> Result<bool> {
+    let is_save = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(checkpoint::SAVE));
+    let finished =
+        || part.join(FILE).is_file() && Stage::read(part.path()).is_ok_and(|s| s.record.kind == Kind::Checkpoint);
+    Ok(part.entries()?.iter().any(is_save) || finished())
 }
 
 /// Is `out` there, made as wanted? With `force` it is made again, but --force replaces stages, never

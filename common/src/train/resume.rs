@@ -22,7 +22,7 @@ use crate::format::atomic::{FileDigest, OutputFile, PartDir, sync_dir, write_fil
 use crate::format::safetensors::{Spec, TensorFile, TensorWriter};
 use crate::format::tensor::Dtype;
 use crate::model::params::{ParamSpec, Params};
-use crate::stage::checkpoint::{OPTIMIZER, TRAINED};
+use crate::stage::checkpoint::{OPTIMIZER, SAVE, TRAINED};
 
 use super::recipe::MomentType;
 
@@ -123,7 +123,7 @@ impl Drop for Saves<'_> {
 }
 
 fn directory(step: u64) -> String {
-    format!("step-{step}")
+    format!("{SAVE}{step}")
 }
 
 /// Directories step-N by ascending N.
@@ -131,7 +131,7 @@ fn dirs(part: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(part).map_err(Error::io(part, "read"))? {
         let path = entry.map_err(Error::io(part, "read"))?.path();
-        let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("step-"));
+        let step = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(SAVE));
         if let Some(step) = step.and_then(|s| s.parse::<u64>().ok()) {
             found.push((step, path));
         }

@@ -390,6 +390,10 @@ impl Backend for Cuda {
         Some(self.gpu.peak())
     }
 
+    fn max_rank(&self) -> Option<usize> {
+        Some(weight::MAX_RANK)
+    }
+
     fn room(&self) -> Result<Option<u64>> {
         let free = self.gpu.context.mem_get_info();
         let (free, _) = free.map_err(|error| self.gpu.error("asking for its free memory", error))?;

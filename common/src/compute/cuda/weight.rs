@@ -30,6 +30,9 @@ const COLUMNS: usize = 4 * THREADS;
 const ROWS: usize = 8;
 const TALL: usize = 4;
 
+/// The largest rank of which a block's rows of A fit into the shared memory that every GPU gives a block, 48 KiB.
+pub const MAX_RANK: usize = (48 << 10) / (ROWS * size_of::<f32>());
+
 /// The grid of a weight, as the kernels read it.
 #[repr(C)]
 #[derive(Clone, Copy)]

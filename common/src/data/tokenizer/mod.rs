@@ -47,15 +47,15 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// From a directory with `tokenizer.json` (and `tokenizer_config.json`), or with a SentencePiece `tokenizer.model`.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
-        let mut found = Vec::new();
-        for name in [TOKENIZER, CONFIG, SPECIAL_MAP, SENTENCEPIECE] {
-            let path = dir.join(name);
-            if path.is_file() {
-                let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
-                found.push((name.to_string(), bytes));
-            }
-        }
-        Tokenizer::from_files(dir, &found)
+        Tokenizer::from_files(dir, &read_files(dir, &[TOKENIZER, CONFIG, SPECIAL_MAP, SENTENCEPIECE])?)
+    }
+
+    /// From a `tokenizer.json`, whatever its name; what lies beside it names the special tokens.
+    pub fn from_json(path: &Path) -> Result<Tokenizer> {
+        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut files = read_files(dir, &[CONFIG, SPECIAL_MAP])?;
+        files.push((TOKENIZER.to_string(), std::fs::read(path).map_err(Error::io(path, "read"))?));
+        Tokenizer::from_files(path, &files)
     }
 
     /// From the files that a directory would hold; `origin` is what messages name.
@@ -170,6 +170,13 @@ impl Tokenizer {
     pub fn digest(&self) -> &str {
         &self.digest
     }
+}
+
+/// Those of these files that the directory has.
+fn read_files(dir: &Path, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    let there = names.iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.is_file());
+    let read = |path: &Path| std::fs::read(path).map_err(Error::io(path, "read"));
+    there.map(|(name, path)| Ok((name.to_string(), read(&path)?))).collect()
 }
 
 fn file<'a>(files: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a [u8]> {

@@ -238,5 +238,5 @@ fn a_config_that_is_no_model_is_refused() {
     refused(&|c| c["vocab_size"] = json!(1u64 << 32), "vocab_size is 4294967296");
     refused(&|c| c["num_attention_heads"] = json!(0), "num_attention_heads is 0");
     refused(&|c| c["rope_scaling"] = json!({"type": "yarn"}), "rope scaling \"yarn\"");
-    refused(&|c| c["rope_scaling"] = json!({"type": "linear"}), "rope scaling \"linear\" with factor null");
+    refused(&|c| c["rope_scaling"] = json!({"type": "linear"}), "rope scaling \"linear\" without factor");
 }

@@ -26,7 +26,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::float::{SupportFiles, WeightFiles, read_config, read_gguf, read_support_files};
-use super::record;
+use super::record::{self, Stage};
 use crate::data::tokenizer;
 use crate::error::{Error, Result};
 use crate::format::compressed_tensors::{int_quantized, pack_quantized};
@@ -197,6 +197,11 @@ impl Folded {
     pub fn stage_dir(&self) -> Option<&Path> {
         let dir = if self.path.is_dir() { Some(self.path.as_path()) } else { self.path.parent() };
         dir.filter(|dir| dir.join(record::FILE).is_file())
+    }
+
+    /// Hashes its files again, if `fold` wrote it; others' models have no digests.
+    pub fn verify(&self) -> Result<()> {
+        self.stage_dir().map_or(Ok(()), |dir| Stage::read(dir)?.verify())
     }
 
     /// Tells whether it changed, as that of a float model does.
