@@ -77,6 +77,7 @@ test_whole_pipeline() {
     check "all stages in order" is "$(calls)" "ptq-init lr-wrap fold shard eval qat-step eval fold eval "
     check "the format before training" logged "^fold $work/run/wrapped --check"
     check "it is no stage" says ": fold --check$"
+    check "before training, what there is" logged "^eval $work/model $work/run/scales --ppl .* -o $work/run/untrained.json"
     check "the card gets the figures" logged "^fold $work/run/checkpoint --report $work/run/trained.json -o $work/run/folded"
     check "the scheme and its fit" logged "ptq-init $work/model --scheme w4g128 --fit lp:3 -o $work/run/scales"
     check "the paper's recipe" logged "--batch 4 --accum 8 --seq 1024 --lr-ab 1e-3 --lr-scale 1e-5 --warmup 0.1 --schedule linear"
