@@ -18,7 +18,7 @@ use common::model::Config;
 use common::model::host::Source;
 use common::model::weights::Model;
 use common::score::likelihood;
-use common::score::perplexity::{self, Protocol, Reader};
+use common::score::perplexity::{self, Protocol, Reader, Room};
 use common::score::tasks::{self, Prefix, Request, Task};
 use common::stage::open::Artefact;
 use common::stage::report::{ArtefactReport, Report};
@@ -199,7 +199,7 @@ fn evaluate<B: Backend>(
         tasks.iter().map(|t| task_requests(t, &tokenizer, bos, artefact.config())).collect::<Result<Vec<_>>>()?;
     let prompts = args.generate.prompts(path, &tokenizer, bos, vocab)?;
     let longest = requests.iter().flatten().map(|r| r.context.len() + r.continuation.len()).max().unwrap_or(0);
-    let (positions, rows) = extent(args, !texts.is_empty(), longest);
+    let (positions, room) = extent(args, !texts.is_empty(), longest);
     let positions = positions.max(args.generate.positions(&prompts));
     let made_for = artefact.config().max_positions;
     if positions > made_for {
@@ -208,7 +208,7 @@ fn evaluate<B: Backend>(
         cli::say(&args.common, "eval", what);
     }
     let model = Model::load(backend, artefact, positions)?;
-    let mut reader = Reader::new(backend, &model, rows)?;
+    let mut reader = Reader::new(backend, &model, room)?;
     let mut out = ArtefactReport {
         path: path.display().to_string(),
         kind: artefact.kind().to_string(),
@@ -231,7 +231,7 @@ fn evaluate<B: Backend>(
         Some(r) => Some(Model::load(backend, r, positions)?),
         None => None,
     };
-    let mut other = other.as_ref().map(|m| Reader::new(backend, m, rows)).transpose()?;
+    let mut other = other.as_ref().map(|m| Reader::new(backend, m, Room::rows(room.rows))).transpose()?;
     for (text, ids) in args.ppl.iter().zip(&texts) {
         let name = name(text);
         let bar = progress::count(&args.common, &format!("{} {name}", artefact.kind()), 0);
@@ -253,7 +253,7 @@ fn evaluate<B: Backend>(
     }
     for (task, requests) in tasks.iter().zip(&requests) {
         let bar = progress::count(&args.common, &format!("{} {}", artefact.kind(), task.name()), requests.len() as u64);
-        let scored = likelihood::score(&mut reader, requests, rows, |done| bar.set_position(done as u64))?;
+        let scored = likelihood::score(&mut reader, requests, |done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
         out.tasks.insert(task.name().to_string(), value(&task.report(&scored)?));
     }
@@ -261,12 +261,12 @@ fn evaluate<B: Backend>(
     Ok(out)
 }
 
-/// Longest sequence, and rows of a pass.
-fn extent(args: &Args, texts: bool, longest: usize) -> (usize, usize) {
+/// Longest sequence, and the largest pass; `longest` of the tasks' requests, 0 without any.
+fn extent(args: &Args, texts: bool, longest: usize) -> (usize, Room) {
     let ctx = if texts { args.ctx } else { 0 };
     let positions = ctx.max(longest);
-    let pass = if longest > 0 { PASS } else { 0 };
-    (positions, positions.max(pass))
+    let room = if longest > 0 { Room::sharing(positions.max(PASS)) } else { Room::rows(positions) };
+    (positions, room)
 }
 
 fn uses_bos(args: &Args, path: &Path, tokenizer: &Tokenizer) -> Result<bool> {

@@ -1,12 +1,17 @@
-//! To the bit: the forward pass with Φ0, A, B and s against that with the folded integers; and training, on any
-//! number of threads, and whatever is kept for the backward pass.
+//! To the bit: the forward pass with Φ0, A, B and s against that with the folded integers; answers read after one
+//! question or each after its own; and training, on any number of threads, and whatever is kept for the backward pass.
 
-use common::compute::backend::Moments;
+use common::compute::backend::{Moments, NO_TARGET};
+use common::compute::cpu::Cpu;
 use common::compute::cpu::element::Element;
 use common::model::forward::Batch;
 use common::model::host::Source;
 use common::model::ledger::Keeping;
+use common::model::weights::Model;
 use common::quant::Phi;
+use common::score::likelihood;
+use common::score::perplexity::{Reader, Room};
+use common::score::tasks::Request;
 use common::train::optimizer;
 use common::train::recipe::{MomentType, Recipe};
 use half::bf16;
@@ -52,6 +57,54 @@ fn check_folding<E: Element>(source: &dyn Source, batch: &Batch) {
         (hidden, loss.to_bits())
     };
     assert!(scores(source) == scores(&FoldedSource(source)));
+}
+
+#[test]
+fn answers_read_after_one_question_score_as_each_with_its_own() {
+    for random in randoms() {
+        check_answers::<f32>(&random);
+        check_answers::<bf16>(&random);
+    }
+}
+
+fn check_answers<E: Element>(source: &dyn Source) {
+    let ids = |seed: usize, n: usize| (0..n).map(|i| (seed + i * i * 7) as u32 % 330).collect::<Vec<u32>>();
+    let ask = |context: &[u32], continuation: Vec<u32>| Request { context: context.to_vec(), continuation };
+    let (first, second, third) = (ids(1, 67), ids(2, 70), ids(3, 1));
+    // Answers of several tokens and of one; contexts that part before their ends; one of a single token, twice.
+    let mut requests =
+        vec![ask(&first, ids(4, 9)), ask(&first, ids(5, 1)), ask(&first, ids(6, 33)), ask(&second, ids(7, 2))];
+    let parted = [&second[..30], &ids(8, 12)].concat();
+    requests.extend([ask(&parted, ids(7, 2)), ask(&second, ids(9, 4)), ask(&third, ids(1, 3)), ask(&third, ids(2, 3))]);
+    let cpu = Cpu::<E>::new();
+    let model = Model::load(&cpu, source, 128).unwrap();
+    // So that both passes have whole panels of rows: a last one that is not whole adds up in another order.
+    requests.push(ask(&ids(10, 45), ids(11, 2)));
+    let mut apart = Batch { segments: vec![0], ..Batch::default() };
+    for r in &requests {
+        apart.tokens.extend(r.context.iter().chain(&r.continuation[..r.continuation.len() - 1]));
+        apart.targets.extend(std::iter::repeat_n(NO_TARGET, r.context.len() - 1).chain(r.continuation.iter().copied()));
+        apart.segments.push(apart.tokens.len());
+    }
+    let mut reader = Reader::new(&cpu, &model, Room::sharing(480)).unwrap();
+    let read = reader.scores(&apart, None).unwrap();
+    let of_request = |w: &[usize]| {
+        let scored: Vec<usize> = (w[0]..w[1]).filter(|row| apart.targets[*row] != NO_TARGET).collect();
+        let loglik: f64 = scored.iter().map(|row| read[*row].log_prob).sum();
+        (loglik, scored.iter().all(|row| read[*row].top == apart.targets[*row]))
+    };
+    let apart: Vec<(f64, bool)> = apart.segments.windows(2).map(of_request).collect();
+    // The 480 tokens in 288 rows; where they do not fit, the next pass begins with the whole context.
+    for (rows, expected, limit) in [(288, 1, 0.0), (287, 2, 0.002), (128, 3, 0.002)] {
+        let mut reader = Reader::new(&cpu, &model, Room::sharing(rows)).unwrap();
+        let mut passes = 0;
+        let scored = likelihood::score(&mut reader, &requests, |_| passes += 1).unwrap();
+        assert_eq!((scored.len(), passes), (apart.len(), expected), "{rows} rows");
+        for (scored, (loglik, greedy)) in scored.iter().zip(&apart) {
+            let off = (scored.loglik / loglik - 1.0).abs();
+            assert!(off <= limit && scored.greedy == *greedy, "{rows} rows: {scored:?}, apart {loglik}, {greedy}");
+        }
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use common::data::tokenizer::Tokenizer;
 use common::model::host::Source;
 use common::model::weights::Model;
 use common::score::likelihood;
-use common::score::perplexity::Reader;
+use common::score::perplexity::{Reader, Room};
 use common::score::tasks::{Prefix, Request, Scored, Task};
 use common::stage::open::Artefact;
 use serde_json::Value;
@@ -48,13 +48,13 @@ fn check(model: &Path, golden: &Path, tasks: &Path) {
     let tokenizer = Tokenizer::from_files(model, &artefact.support_files().unwrap()).unwrap();
     let cpu = Cpu::<f32>::new();
     let loaded = Model::load(&cpu, &artefact, PASS).unwrap();
-    let mut reader = Reader::new(&cpu, &loaded, PASS).unwrap();
+    let mut reader = Reader::new(&cpu, &loaded, Room::sharing(PASS)).unwrap();
     let mut wrong = Vec::new();
     for (name, records) in golden["samples"].as_object().unwrap() {
         let records = records.as_array().unwrap();
         let task = Task::open(&tasks.join(format!("{name}.jsonl")), Some(records.len())).unwrap();
         let requests = requests(&task, &tokenizer, artefact.config().max_positions);
-        let scored = likelihood::score(&mut reader, &requests, PASS, |_| {}).unwrap();
+        let scored = likelihood::score(&mut reader, &requests, |_| {}).unwrap();
         let expected: Vec<&Value> = records.iter().flat_map(|r| r["ll"].as_array().unwrap()).collect();
         let worst = compare(name, &scored, &expected, &mut wrong);
         let report = task.report(&scored).unwrap();

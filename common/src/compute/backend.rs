@@ -285,6 +285,9 @@ pub trait Backend: Sync {
     fn widen(&self, x: &Self::Activation, y: &mut Self::Buffer, len: usize);
     fn fill_zero(&self, buffer: &mut Self::Buffer);
 
+    /// y[i] = x[rows[i]], rows of `width`.
+    fn gather_rows(&self, x: &Self::Activation, rows: &[u32], width: usize, y: &mut Self::Activation);
+
     /// x[row] = table[token]; table [v, d].
     fn embedding_forward(&self, table: &Self::Frozen, tokens: &[u32], d: usize, x: &mut Self::Buffer);
 

@@ -103,6 +103,7 @@ impl<B: Backend> Model<B> {
         let integers = a.integers.of(layer);
         let [q, k, v, o, ..] = &block.linears;
         let [gq, gk, gv, go] = Linear::grads([q, k, v, o], grads);
+        assert!(batch.shared.is_none(), "a backward pass of shared rows");
         let segments = &batch.segments;
         b.round(&a.dx, &mut a.dresidual, rows * c.d);
         let weight = self.weight(o, Some(&integers[3]));

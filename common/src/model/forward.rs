@@ -1,5 +1,7 @@
 //! The forward pass, as a list of ops.
 
+use std::mem::swap;
+
 use super::ledger::Pass;
 use super::weights::{Block, Linear, Model};
 use crate::compute::backend::{Backend, NO_TARGET, Output};
@@ -10,8 +12,21 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// The next token of the same sequence, or [`NO_TARGET`].
     pub targets: Vec<u32>,
-    /// Row offsets of the sequences: first 0, last the number of rows.
+    /// Offsets of the sequences: first 0, last the number of their tokens, each of which has a row of its own, but for
+    /// what is `shared`.
     pub segments: Vec<usize>,
+    /// In forward passes alone.
+    pub shared: Option<Shared>,
+}
+
+/// Which rows stand for a token of several sequences: at the same position, after the same tokens. They are computed
+/// once, and attention takes them for each sequence.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shared {
+    /// The row of each token.
+    pub rows: Vec<u32>,
+    /// A token of each row.
+    pub tokens: Vec<u32>,
 }
 
 impl Batch {
@@ -98,9 +113,23 @@ impl<B: Backend> Model<B> {
         b.rmsnorm_forward(&a.x, &block.attention_norm, c.norm_eps, rows, c.d, &mut a.hidden);
         let qkv = [self.weight(q, integers(0)), self.weight(k, integers(1)), self.weight(v, integers(2))];
         b.linears_forward(&a.hidden, rows, qkv, [&mut a.q, &mut a.k, &mut a.v]);
+        if let Some(shared) = &batch.shared {
+            let [spare_q, spare_kv] = &mut a.spare;
+            let spread = |x: &mut B::Activation, width: usize, spare: &mut B::Activation| {
+                b.gather_rows(x, &shared.rows, width, spare);
+                swap(x, spare);
+            };
+            spread(&mut a.q, c.q_width(), spare_q);
+            spread(&mut a.k, c.kv_width(), spare_kv);
+            spread(&mut a.v, c.kv_width(), spare_kv);
+        }
         b.rope_forward(&self.rope, &mut a.q, c.heads, c.head_dim, &batch.segments);
         b.rope_forward(&self.rope, &mut a.k, c.kv_heads, c.head_dim, &batch.segments);
         b.attention_forward(&a.q, &a.k, &a.v, c.attention_heads(), &batch.segments, &mut a.attended, &mut a.lse);
+        if let Some(shared) = &batch.shared {
+            b.gather_rows(&a.attended, &shared.tokens, c.q_width(), &mut a.spare[0]);
+            swap(&mut a.attended, &mut a.spare[0]);
+        }
         self.add_attended(b, o, rows, a, rounded);
     }
 

@@ -21,6 +21,8 @@ pub struct Activations<T, A, I> {
     pub attended: A,
     /// log-sum-exp of each row and head.
     pub lse: T,
+    /// Where q, and k or v, of rows that sequences share go when each sequence gets its own.
+    pub spare: [A; 2],
     /// silu(gate)∘up.
     pub inner: A,
     /// Training only (length 0 otherwise): gate and up of the block in the backward pass, then their gradients.
@@ -98,6 +100,7 @@ impl Activations<usize, usize, usize> {
             v: kv,
             attended: q,
             lse: rows * c.heads,
+            spare: [0; 2],
             inner: f,
             gate: grad(f),
             up: grad(f),
@@ -112,6 +115,14 @@ impl Activations<usize, usize, usize> {
             kept: Vec::new(),
             integers: Rounded { blocks: vec![integers], all: false, made: false },
         }
+    }
+
+    /// Of a pass whose sequences share rows and have so many tokens.
+    pub fn sharing(mut self, c: &Config, tokens: usize) -> Self {
+        let (q, kv) = (tokens * c.q_width(), tokens * c.kv_width());
+        (self.q, self.k, self.v, self.attended, self.lse) = (q, kv, kv, q, tokens * c.heads);
+        self.spare = [q, kv];
+        self
     }
 
     /// Of a training pass that keeps this besides.
@@ -143,6 +154,7 @@ impl Activations<usize, usize, usize> {
         };
         let kept = self.kept.into_iter().map(kept_of_block).collect::<Result<_>>()?;
         let integers = Rounded { blocks, all: self.integers.all, made: false };
+        let [spare_q, spare_kv] = self.spare;
         Ok(Activations {
             x: buffer(self.x)?,
             hidden: activation(self.hidden)?,
@@ -151,6 +163,7 @@ impl Activations<usize, usize, usize> {
             v: activation(self.v)?,
             attended: activation(self.attended)?,
             lse: buffer(self.lse)?,
+            spare: [activation(spare_q)?, activation(spare_kv)?],
             inner: activation(self.inner)?,
             gate: activation(self.gate)?,
             up: activation(self.up)?,
@@ -194,6 +207,8 @@ impl Activations<usize, usize, usize> {
             self.k,
             self.v,
             self.attended,
+            self.spare[0],
+            self.spare[1],
             self.gate,
             self.up,
             self.inner,

@@ -13,13 +13,35 @@ pub struct Reader<'a, B: Backend> {
     pub backend: &'a B,
     pub model: &'a Model<B>,
     pub acts: Pass<B>,
+    pub room: Room,
+}
+
+/// The largest pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    pub rows: usize,
+    /// Of sequences that share rows.
+    pub tokens: usize,
+}
+
+impl Room {
+    /// For sequences that share nothing.
+    pub fn rows(rows: usize) -> Room {
+        Room { rows, tokens: rows }
+    }
+
+    /// For sequences of which many begin with what another begins with.
+    pub fn sharing(rows: usize) -> Room {
+        Room { rows, tokens: 2 * rows }
+    }
 }
 
 impl<'a, B: Backend> Reader<'a, B> {
-    /// For batches of up to `rows` tokens.
-    pub fn new(backend: &'a B, model: &'a Model<B>, rows: usize) -> Result<Reader<'a, B>> {
-        let acts = Activations::lengths(&model.config, rows, false).allocate(backend)?;
-        Ok(Reader { backend, model, acts })
+    pub fn new(backend: &'a B, model: &'a Model<B>, room: Room) -> Result<Reader<'a, B>> {
+        let Room { rows, tokens } = room;
+        let lengths = Activations::lengths(&model.config, rows, false);
+        let lengths = if tokens > rows { lengths.sharing(&model.config, tokens) } else { lengths };
+        Ok(Reader { backend, model, acts: lengths.allocate(backend)?, room })
     }
 
     /// What the head says of every row.

@@ -11,7 +11,9 @@ use super::element::Element;
 use super::linear::Workspace;
 use super::product::kernel_name;
 use super::rope::RopeTable;
-use super::{adamw, attention_step, divergence, elementwise, embedding, head, linear, made, rmsnorm, rope, swiglu};
+use super::{
+    adamw, attention_step, divergence, elementwise, embedding, gather, head, linear, made, rmsnorm, rope, swiglu,
+};
 use crate::compute::backend::{
     AdamStep, Backend, Branch, Extent, Head, Heads, Loss, Moments, Output, RowLoss, Teaching, TokenScore, Weight,
 };
@@ -132,6 +134,10 @@ impl<E: Element> Backend for Cpu<E> {
 
     fn fill_zero(&self, buffer: &mut Aligned<f32>) {
         elementwise::fill_zero(buffer);
+    }
+
+    fn gather_rows(&self, x: &Aligned<E>, rows: &[u32], width: usize, y: &mut Aligned<E>) {
+        gather::gather_rows(x, rows, width, &mut y[..rows.len() * width]);
     }
 
     fn embedding_forward(&self, table: &Tensor, tokens: &[u32], d: usize, x: &mut Aligned<f32>) {

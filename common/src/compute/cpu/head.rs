@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::divergence::{self, Weights};
 use super::element::Element;
+use super::gather::gather_rows;
 use super::linear::Workspace;
 use super::loss;
 use super::made::FloatRows;
@@ -173,22 +174,22 @@ pub fn scores<E: Element>(
     targets: &[u32],
     out: &mut [TokenScore],
 ) {
-    let rows: Vec<usize> = (0..targets.len()).filter(|row| targets[*row] != NO_TARGET).collect();
-    let wanted: Vec<u32> = rows.iter().map(|row| targets[*row]).collect();
-    let hidden = gather(l.hidden, l.d, &rows);
-    let other = reference.map(|r| gather(r.hidden, r.d, &rows));
+    let rows: Vec<u32> = (0..targets.len() as u32).filter(|row| targets[*row as usize] != NO_TARGET).collect();
+    let wanted: Vec<u32> = rows.iter().map(|row| targets[*row as usize]).collect();
+    let gather = |hidden: &[E], d: usize| {
+        let mut y = vec![E::zeroed(); rows.len() * d];
+        gather_rows(hidden, &rows, d, &mut y);
+        y
+    };
+    let hidden = gather(l.hidden, l.d);
+    let other = reference.map(|r| gather(r.hidden, r.d));
     let mut scores = vec![TokenScore::default(); rows.len()];
     let reference = reference.zip(other.as_deref()).map(|(r, hidden)| Logits { hidden, ..r });
     scores_of_all(ws, Logits { hidden: &hidden, ..l }, reference, &wanted, &mut scores);
     out.fill(TokenScore::default());
     for (row, score) in rows.into_iter().zip(scores) {
-        out[row] = score;
+        out[row as usize] = score;
     }
-}
-
-/// The given rows of [_, d], one after another.
-fn gather<E: Element>(hidden: &[E], d: usize, rows: &[usize]) -> Vec<E> {
-    rows.iter().flat_map(|row| &hidden[row * d..(row + 1) * d]).copied().collect()
 }
 
 fn scores_of_all<E: Element>(

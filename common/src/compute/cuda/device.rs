@@ -107,6 +107,13 @@ impl Backend for Cuda {
         buffer.fill_zero();
     }
 
+    fn gather_rows(&self, x: &Memory<bf16>, rows: &[u32], width: usize, y: &mut Memory<bf16>) {
+        let (gpu, len) = (&self.gpu, rows.len() * width);
+        self.rows.with(gpu, rows.to_vec(), |rows| {
+            self.kernels.gather_rows(gpu, x.all(), rows, width, y.view_mut(0..len), len);
+        });
+    }
+
     fn embedding_forward(&self, table: &Frozen, tokens: &[u32], d: usize, x: &mut Memory<f32>) {
         let (gpu, len, stored) = (&self.gpu, tokens.len() * d, stored_kind(table.dtype()));
         let (x, grid) = (x.view_mut(0..len), Grid::elements(len));

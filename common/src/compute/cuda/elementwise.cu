@@ -42,6 +42,12 @@ extern "C" __global__ void embedding_forward(const void *table, i32 stored, cons
     x[i] = stored_at(table, stored, (tokens ? (i64)tokens[row] : row) * d + i % d);
 }
 
+// y[i] = x[rows[i]]
+extern "C" __global__ void gather_rows(const bf16 *x, const u32 *rows, i32 d, bf16 *y, i64 len) {
+    const i64 i = thread_index();
+    if (i < len) y[i] = x[(i64)rows[i / d] * d + i % d];
+}
+
 // y = drop(x), rows of k
 extern "C" __global__ void drop(const bf16 *x, Dropout dropout, i32 k, bf16 *y, i64 len) {
     const i64 i = thread_index();

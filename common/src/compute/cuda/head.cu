@@ -178,9 +178,3 @@ extern "C" __global__ void divergence(
     sum = over_block<Sum>(sum, sums);
     if (threadIdx.x == 0) kl[row] = sum;
 }
-
-// y[i] = x[rows[i]]
-extern "C" __global__ void gather_rows(const bf16 *x, const u32 *rows, i32 d, bf16 *y, i64 len) {
-    const i64 i = thread_index();
-    if (i < len) y[i] = x[(i64)rows[i / d] * d + i % d];
-}

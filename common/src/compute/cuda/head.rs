@@ -35,7 +35,6 @@ kernels! {
     fn divergence(
         reference: Ref<f32>, logits: Ref<f32>, v: i32, reference_lse: Ref<f64>, lse: Ref<f64>, kl: Mut<f64>,
     );
-    fn gather_rows(x: Ref<bf16>, rows: Ref<u32>, d: i32, y: Mut<bf16>, len: i64);
 }
 
 /// Bytes of the logits that exist at a time, with their gradients or those of a reference.
@@ -327,7 +326,7 @@ impl Cuda {
         let mut found =
             Rows { logits: carve.take(len * v), lse: carve.take(len), log_prob: carve.take(len), top: carve.take(len) };
         let all = head.hidden.all();
-        self.head.gather_rows(gpu, Grid::elements(len * d), all, rows, d as i32, hidden.again(), (len * d) as i64);
+        self.kernels.gather_rows(gpu, all, rows, d, hidden.again(), len * d);
         self.multiply(hidden.read(), len, head.weight, Target::F32(found.logits.again(), false));
         let (grid, to) = (Grid::blocks(len, THREADS), &mut found);
         let logits = to.logits.read();

@@ -32,6 +32,7 @@ kernels! {
     fn swiglu_forward(gate: Ref<bf16>, up: Ref<bf16>, out: Mut<bf16>, len: i64);
     fn swiglu_backward(dout: Ref<bf16>, gate: Mut<bf16>, up: Mut<bf16>, len: i64);
     fn embedding_forward(table: Ref<u8>, stored: i32, tokens: Ref<u32>, d: i32, x: Mut<f32>, len: i64);
+    fn gather_rows(x: Ref<bf16>, rows: Ref<u32>, d: i32, y: Mut<bf16>, len: i64);
     fn drop(x: Ref<bf16>, dropout: Mask, k: i32, y: Mut<bf16>, len: i64);
     fn add_dropped_bf16(x: Ref<bf16>, dropout: Mask, k: i32, y: Mut<bf16>, len: i64);
     fn add_dropped_f32(x: Ref<bf16>, dropout: Mask, k: i32, y: Mut<f32>, len: i64);
@@ -58,5 +59,10 @@ impl Kernels {
     /// y = x as bf16.
     pub fn round(&self, gpu: &Gpu, x: Ref<f32>, y: Mut<bf16>, len: usize) {
         self.elementwise.round_to_bf16(gpu, Grid::elements(len), x, y, len as i64);
+    }
+
+    /// y[i] = x[rows[i]], rows of `width`; `len` elements of y.
+    pub fn gather_rows(&self, gpu: &Gpu, x: Ref<bf16>, rows: Ref<u32>, width: usize, y: Mut<bf16>, len: usize) {
+        self.elementwise.gather_rows(gpu, Grid::elements(len), x, rows, width as i32, y, len as i64);
     }
 }

@@ -73,6 +73,37 @@ fn rope() {
     }
 }
 
+struct Gather {
+    width: usize,
+}
+
+impl Case for Gather {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f32>)> {
+        let x = narrow(b, &random(1, 9 * self.width));
+        let mut y = b.activation(14 * self.width).unwrap();
+        let mut found = Vec::new();
+        for rows in [vec![8], (0..9).chain([0, 1, 2, 8, 8]).collect(), vec![7, 0, 3]] {
+            b.gather_rows(&x, &rows, self.width, &mut y);
+            found.push(("y", wide(b, &y, rows.len() * self.width)));
+            let kept = wide(b, &x, 9 * self.width);
+            let kept = rows.iter().flat_map(|row| &kept[*row as usize * self.width..][..self.width]);
+            assert!(kept.eq(&found.last().unwrap().1), "rows {rows:?} of {}", self.width);
+        }
+        found
+    }
+}
+
+#[test]
+fn gather() {
+    for device in devices() {
+        device.run(|| {
+            for width in [1, 45, 256] {
+                compare(&format!("rows of {width}"), &Gather { width }, |_| 0.0);
+            }
+        });
+    }
+}
+
 struct Embedding {
     dtype: Dtype,
     d: usize,
