@@ -178,7 +178,7 @@ fn wrapping(args: &Args, scales: &Scales) -> Result<Wrapping> {
         if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
             return refuse(format!("--{flag} with --rank 0: there are no factors"), "leave it out, or give a rank");
         }
-        return Ok(Wrapping::scales_alone(args.rounding));
+        return Ok(Wrapping::scales_alone(args.rounding, if gptq { args.seed } else { 0 }));
     }
     if !outside {
         let place = Place::Inside { phi: args.phi.unwrap_or(Phi::Q) };

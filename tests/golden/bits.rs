@@ -1,13 +1,16 @@
 //! To the bit: the forward pass with Φ0, A, B and s against that with the folded integers; answers read after one
 //! question or each after its own; and training, on any number of threads, and whatever is kept for the backward pass.
 
+use std::ops::Range;
+
 use common::compute::backend::{Moments, NO_TARGET};
 use common::compute::cpu::Cpu;
 use common::compute::cpu::element::Element;
 use common::model::forward::Batch;
 use common::model::host::Source;
+use common::model::inputs::{INPUTS, Stream};
 use common::model::ledger::Keeping;
-use common::model::weights::Model;
+use common::model::weights::{HostBlock, Model};
 use common::quant::Phi;
 use common::score::likelihood;
 use common::score::perplexity::{Reader, Room};
@@ -105,6 +108,29 @@ fn check_answers<E: Element>(source: &dyn Source) {
             assert!(off <= limit && scored.greedy == *greedy, "{rows} rows: {scored:?}, apart {loglik}, {greedy}");
         }
     }
+}
+
+#[test]
+fn inputs_of_a_block_one_by_one_are_those_shown_together() {
+    let [random, ..] = randoms();
+    let cpu = Cpu::<f32>::new();
+    let (folded, batches) = (FoldedSource(&random), [random.batch(&[128, 57]), random.batch(&[31])]);
+    let mut stream = Stream::new(&cpu, &folded, &batches).unwrap();
+    let block = stream.load(&HostBlock::read(&folded, 0).unwrap()).unwrap();
+    let mut show = |inputs: Range<usize>, goes_through: bool| {
+        let mut seen = Vec::new();
+        for batch in 0..batches.len() {
+            stream
+                .show(&block, batch, inputs.clone(), goes_through, |input, x| seen.push((batch, input, x.to_vec())))
+                .unwrap();
+        }
+        seen
+    };
+    let mut apart: Vec<_> = (0..INPUTS).flat_map(|input| show(input..input + 1, false)).collect();
+    apart.sort_by_key(|(batch, input, _)| (*batch, *input));
+    let before = show(0..INPUTS, false);
+    assert!(apart == before && before.len() == 2 * INPUTS);
+    assert!(show(0..INPUTS, true) == before && show(0..INPUTS, false) != before);
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn gptq_loses_less_than_the_nearest() {
     let line = "lr-wrap scales --rounding gptq --shards shards";
     dir.run(&format!("{line} -o inside")).ok();
     let (nearest, inside) = (divergence(&dir, "scales"), divergence(&dir, "inside"));
-    assert!(inside < 0.8 * nearest, "{nearest} {inside}");
+    assert!(inside < 0.6 * nearest, "{nearest} {inside}");
 
     // The same integers: Φ0 in floating point rounds to those that are stored beside adapters.
     dir.run(&format!("{line} --phi f32 --threads 1 -o exact")).ok();
@@ -36,8 +36,13 @@ fn gptq_loses_less_than_the_nearest() {
     let read = |name: &str| fs::read(dir.join(name).join("model.safetensors")).unwrap();
     assert!(read("of-exact") == read("of-alone"));
     let card = fs::read_to_string(dir.join("of-alone/README.md")).unwrap();
-    let made = "lr-wrap scales --shards SHARDS --rank 0 --rounding gptq -o wrapped";
+    let made = "lr-wrap scales --shards SHARDS --rank 0 --rounding gptq --seed 0 -o wrapped";
     assert!(card.contains("Rounded by GPTQ") && card.contains(made), "{card}");
+
+    // Other windows of the text, another rounding.
+    dir.run(&format!("{line} --rank 0 --seed 3 -o other")).ok();
+    dir.run("fold other -o of-other").ok();
+    assert!(read("of-other") != read("of-alone"));
 
     // Adapters start at what these integers lost, not at what others would have.
     let outside = format!("{line} --adapter outside --rank 4");

@@ -1,6 +1,7 @@
 //! What the linears are given on real text: how much an error in a column of a weight weighs.
 
 use std::mem::swap;
+use std::ops::Range;
 
 use super::forward::Batch;
 use super::host::Source;
@@ -8,7 +9,7 @@ use super::ledger::Pass;
 use super::names;
 use super::params::Params;
 use super::teacher;
-use super::weights::{HostBlock, Model};
+use super::weights::{Block, HostBlock, Model};
 use crate::compute::backend::{Backend, Output};
 use crate::error::Result;
 
@@ -46,45 +47,67 @@ impl<'a, B: Backend> Stream<'a, B> {
         Ok(Stream { backend, model, batches, streams, acts, wide })
     }
 
-    /// Shows the inputs of a block [rows, k], one batch after another. The streams stay before the block, or go through it.
-    pub fn show(&mut self, host: &HostBlock, goes_through: bool, mut see: impl FnMut(usize, &[f32])) -> Result<()> {
+    /// A block on the backend.
+    pub fn load(&self, host: &HostBlock) -> Result<Block<B>> {
+        host.load(self.backend, &mut Params::new())
+    }
+
+    /// Shows some of the inputs of a block [rows, k] for a batch, and computes no further. Its stream stays before the block,
+    /// or, after the last input, goes through it.
+    pub fn show(
+        &mut self,
+        block: &Block<B>,
+        batch: usize,
+        inputs: Range<usize>,
+        goes_through: bool,
+        mut see: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        assert!(inputs.end <= INPUTS && (inputs.end == INPUTS || !goes_through), "inputs {inputs:?}");
         let (b, model, acts) = (self.backend, &self.model, &mut self.acts);
-        let (c, block) = (&model.config, host.load(b, &mut Params::new())?);
-        for (batch, x) in self.batches.iter().zip(&mut self.streams) {
-            let rows = batch.rows();
-            let mut show = |input: usize, x: &B::Activation, width: usize| -> Result<()> {
+        let (c, batch, x) = (&model.config, &self.batches[batch], &mut self.streams[batch]);
+        let rows = batch.rows();
+        let mut show = |input: usize, x: &B::Activation, width: usize| -> Result<()> {
+            if inputs.contains(&input) {
                 b.widen(x, &mut self.wide, rows * width);
                 see(input, &b.download(&self.wide)?[..rows * width]);
-                Ok(())
-            };
-            let before = if goes_through { None } else { Some(b.upload(&b.download(x)?)?) };
-            swap(&mut acts.x, x);
-            model.attention_forward(b, &block, batch, acts, None);
-            // The normed input of attention is still there.
-            show(0, &acts.hidden, c.d)?;
-            show(1, &acts.attended, c.q_width())?;
-            model.mlp_forward(b, &block, rows, acts, None, false);
+            }
+            Ok(())
+        };
+        if inputs.end == 1 {
+            b.rmsnorm_forward(x, &block.attention_norm, c.norm_eps, rows, c.d, &mut acts.hidden);
+            return show(0, &acts.hidden, c.d);
+        }
+        let before = if goes_through { None } else { Some(b.upload(&b.download(x)?)?) };
+        swap(&mut acts.x, x);
+        model.attention_forward(b, block, batch, acts, None);
+        // The normed input of attention is still there.
+        show(0, &acts.hidden, c.d)?;
+        show(1, &acts.attended, c.q_width())?;
+        if inputs.end > 3 {
+            model.mlp_forward(b, block, rows, acts, None, false);
             show(2, &acts.hidden, c.d)?;
             show(3, &acts.inner, c.ffn)?;
-            if goes_through {
-                let [.., down] = &block.linears;
-                b.linear_forward(&acts.inner, rows, &model.weight(down, None), Output::add(&mut acts.x));
-            }
-            swap(&mut acts.x, x);
-            if let Some(before) = before {
-                *x = before;
-            }
+        } else if inputs.end > 2 {
+            b.rmsnorm_forward(&acts.x, &block.mlp_norm, c.norm_eps, rows, c.d, &mut acts.hidden);
+            show(2, &acts.hidden, c.d)?;
+        }
+        if goes_through {
+            let [.., down] = &block.linears;
+            b.linear_forward(&acts.inner, rows, &model.weight(down, None), Output::add(&mut acts.x));
+        }
+        swap(&mut acts.x, x);
+        if let Some(before) = before {
+            *x = before;
         }
         Ok(())
     }
 
     /// Takes the streams through a block.
-    pub fn pass(&mut self, host: &HostBlock) -> Result<()> {
+    pub fn pass(&mut self, block: &Block<B>) -> Result<()> {
         let (b, acts) = (self.backend, &mut self.acts);
-        let block = host.load(b, &mut Params::new())?;
         for (batch, x) in self.batches.iter().zip(&mut self.streams) {
             swap(&mut acts.x, x);
-            self.model.block_forward(b, &block, batch, acts, None, false);
+            self.model.block_forward(b, block, batch, acts, None, false);
             swap(&mut acts.x, x);
         }
         Ok(())
@@ -100,16 +123,19 @@ pub fn mean_squares<B: Backend>(b: &B, source: &dyn Source, batches: &[Batch]) -
     let rows = batches.iter().map(Batch::rows).sum::<usize>().max(1) as f64;
     let mut found = Vec::new();
     for layer in 0..source.config().layers {
-        let block = HostBlock::read(source, layer)?;
+        let host = HostBlock::read(source, layer)?;
+        let block = stream.load(&host)?;
         let mut sums = widths(source).map(|k| vec![0.0; k]);
-        stream.show(&block, true, |input, x| {
-            for row in x.chunks_exact(sums[input].len()) {
-                for (sum, x) in sums[input].iter_mut().zip(row) {
-                    *sum += f64::from(*x).powi(2);
+        for batch in 0..batches.len() {
+            stream.show(&block, batch, 0..INPUTS, true, |input, x| {
+                for row in x.chunks_exact(sums[input].len()) {
+                    for (sum, x) in sums[input].iter_mut().zip(row) {
+                        *sum += f64::from(*x).powi(2);
+                    }
                 }
-            }
-        })?;
-        block.forget();
+            })?;
+        }
+        host.forget();
         found.push(sums.map(|sum| sum.into_iter().map(|x| (x / rows) as f32).collect()));
     }
     Ok(found)

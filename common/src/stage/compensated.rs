@@ -1,5 +1,6 @@
-//! Weights rounded by GPTQ before training starts, block by block: the inputs of a block are those that the blocks before it
-//! give when they are rounded already. Each row chooses what its scales are multiplied by.
+//! Weights rounded by GPTQ before training starts, input by input of block by block: each is what is given by all linears
+//! before it, rounded already, and beside it goes what the float model gives there. Each row chooses what its scales are
+//! multiplied by.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -61,35 +62,55 @@ impl Compensated {
         let file = tempfile::tempfile_in(dir).map_err(Error::io(dir, "write"))?;
         let mut made = Compensated { scheme: scales.scheme, path: dir.into(), file, linears: BTreeMap::new(), end: 0 };
         let (backend, workspace) = (Cpu::<f32>::new(), Workspace::default());
+        let mut float = Stream::new(&backend, &scales.model, batches)?;
         let mut stream = Stream::new(&backend, &scales.model, batches)?;
+        let widths = widths(&scales.model);
         for layer in 0..scales.model.config().layers {
-            let float = HostBlock::read(&scales.model, layer)?;
-            let mut grams = widths(&scales.model).map(|k| vec![0.0; k * k]);
-            stream.show(&float, false, |input, x| {
-                let gram = &mut grams[input];
-                let k = gram.len().isqrt();
-                let rows = x.len() / k;
-                let (columns, rows) = (Lines::new(x, k, rows, (1, k)), Lines::columns(x, rows, k));
-                workspace.multiply_f32(&columns, &rows, ToF32::new(gram, k, k, k, true));
-            })?;
-            float.forget();
-            let orders = grams.map(|gram| Order::new(&gram, gram.len().isqrt()));
-            let mut rounded = BTreeMap::new();
-            for (linear, input) in names::block_linears(scales.model.config(), layer).into_iter().zip(INPUT_OF) {
-                let Some(order) = &orders[input] else {
-                    return Err(inputs_not_finite(scales, &linear, "--rounding gptq"));
-                };
-                let codes = made.round(scales, &linear, place, order)?;
-                rounded.insert(linear.name, codes);
-                each();
+            let host = HostBlock::read(&scales.model, layer)?;
+            let block = float.load(&host)?;
+            let mut codes = BTreeMap::new();
+            let of_layer = names::block_linears(scales.model.config(), layer);
+            for (input, k) in widths.into_iter().enumerate() {
+                let partly = stream.load(&HostBlock::read(&Rounded { scales, made: &made, codes: &codes }, layer)?)?;
+                let (mut gram, mut drift, mut exact) = (vec![0.0; k * k], vec![0.0; k * k], Vec::new());
+                for batch in 0..batches.len() {
+                    float.show(&block, batch, input..input + 1, false, |_, x| exact = x.to_vec())?;
+                    stream.show(&partly, batch, input..input + 1, false, |_, x| {
+                        let rows = x.len() / k;
+                        let (columns, lines) = (Lines::new(x, k, rows, (1, k)), Lines::columns(x, rows, k));
+                        workspace.multiply_f32(&columns, &lines, ToF32::new(&mut gram, k, k, k, true));
+                        for (exact, x) in exact.iter_mut().zip(x) {
+                            *exact -= x;
+                        }
+                        let columns = Lines::new(&exact, k, rows, (1, k));
+                        workspace.multiply_f32(&columns, &lines, ToF32::new(&mut drift, k, k, k, true));
+                    })?;
+                }
+                let order = Order::new(&gram, drift, k);
+                for (linear, _) in of_layer.iter().zip(INPUT_OF).filter(|(_, of)| *of == input) {
+                    let Some(order) = &order else {
+                        return Err(inputs_not_finite(scales, linear, "--rounding gptq"));
+                    };
+                    codes.insert(linear.name.clone(), made.round(scales, &workspace, linear, place, order)?);
+                    each();
+                }
             }
-            stream.pass(&HostBlock::read(&Rounded { scales, made: &made, codes: rounded }, layer)?)?;
+            float.pass(&block)?;
+            stream.pass(&stream.load(&HostBlock::read(&Rounded { scales, made: &made, codes: &codes }, layer)?)?)?;
+            host.forget();
         }
         Ok(made)
     }
 
     /// Rounds a linear and keeps it.
-    fn round(&mut self, scales: &Scales, linear: &LinearName, place: Place, order: &Order) -> Result<Tensor> {
+    fn round(
+        &mut self,
+        scales: &Scales,
+        workspace: &Workspace,
+        linear: &LinearName,
+        place: Place,
+        order: &Order,
+    ) -> Result<Tensor> {
         let (n, k, scheme) = (linear.n, linear.k, self.scheme);
         let start = scales.start(linear)?;
         let mut z = vec![0.0; n * k];
@@ -100,7 +121,7 @@ impl Compensated {
             // What is stored is integers.
             Place::Outside { .. } => Phi::Int,
         };
-        let factors = order.compensate(&mut z, &start.grid, scheme, phi);
+        let factors = order.compensate(workspace, &mut z, &start.grid, scheme, phi);
         // It only copies: there is nothing to compile for an instruction set.
         let rows = |first: usize, out: &mut [f32]| out.copy_from_slice(&z[first * k..][..out.len()]);
         let codes = pack_rows(scheme, n, k, rows);
@@ -141,11 +162,11 @@ impl Compensated {
     }
 }
 
-/// The model with the linears of a block rounded.
+/// The model with some linears of a block rounded.
 struct Rounded<'a> {
     scales: &'a Scales,
     made: &'a Compensated,
-    codes: BTreeMap<String, Tensor>,
+    codes: &'a BTreeMap<String, Tensor>,
 }
 
 impl Source for Rounded<'_> {
@@ -158,7 +179,8 @@ impl Source for Rounded<'_> {
     }
 
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
+        let Some(codes) = self.codes.get(&linear.name) else { return self.scales.model.linear(linear) };
         let grid = forward_grid(self.made.grid(self.scales, linear)?);
-        Ok(HostLinear::Codes(Codes::forward(self.scales.scheme, self.codes[&linear.name].clone(), grid)))
+        Ok(HostLinear::Codes(Codes::forward(self.scales.scheme, codes.clone(), grid)))
     }
 }

@@ -62,6 +62,8 @@ impl Wrapping {
         }
         if *rounding == RoundingChoice::Gptq {
             arguments["rounding"] = "gptq".into();
+            // It draws the windows of text, whatever the rank.
+            arguments["seed"] = (*seed).into();
         }
         arguments
     }
@@ -77,7 +79,8 @@ impl Wrapping {
                 Some(_) => return None,
             };
             if rank == 0 {
-                return Some(Wrapping::scales_alone(rounding));
+                let seed = args.get("seed").map_or(Some(0), Value::as_u64)?;
+                return Some(Wrapping::scales_alone(rounding, seed));
             }
             let place = match args.get("adapter") {
                 None => Place::Inside { phi: args.get("phi")?.as_str()?.parse().ok()? },
@@ -98,9 +101,9 @@ impl Wrapping {
     }
 
     /// Nothing but the scales is trained.
-    pub fn scales_alone(rounding: RoundingChoice) -> Wrapping {
+    pub fn scales_alone(rounding: RoundingChoice, seed: u64) -> Wrapping {
         let place = Place::Outside { targets: Targets::NONE, dropout: 0.0 };
-        Wrapping { place, rank: 0, alpha: 1.0, seed: 0, from_error: false, rounding }
+        Wrapping { place, rank: 0, alpha: 1.0, seed, from_error: false, rounding }
     }
 
     /// Rank of the factors of a linear; 0 if it has none.
@@ -283,8 +286,8 @@ mod tests {
         for wrapping in [
             Wrapping { place: inside, rank: 32, alpha: 1.0, seed: 7, from_error: false, rounding: Gptq },
             Wrapping { place: outside, rank: 8, alpha: 32.0, seed: 1, from_error: true, rounding: Nearest },
-            Wrapping::scales_alone(Nearest),
-            Wrapping::scales_alone(Gptq),
+            Wrapping::scales_alone(Nearest, 0),
+            Wrapping::scales_alone(Gptq, 7),
         ] {
             let Value::Object(args) = wrapping.arguments() else { panic!("an object") };
             assert_eq!(Wrapping::read(Path::new("x"), &args).unwrap(), wrapping);
