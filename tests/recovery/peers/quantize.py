@@ -9,6 +9,7 @@ import os
 import sys
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -50,6 +51,21 @@ def autoround(model, sequences, bits, group, out):
         seqlen=len(sequences[0]), nsamples=len(sequences), device_map="cpu",
     )
     rounding.quantize_and_save(out, format="auto_gptq")
+    settle(out)
+
+
+def settle(out):
+    """What AutoRound saved: out of the folder named after the model, and what it did not quantize, kept in f32, in bf16 as
+    the other rows have it."""
+    (saved,) = [folder for folder, _, files in os.walk(out) if "config.json" in files]
+    if saved != out:
+        for file in os.listdir(saved):
+            os.rename(os.path.join(saved, file), os.path.join(out, file))
+        os.rmdir(saved)
+    weights = os.path.join(out, "model.safetensors")
+    tensors = {name: t.bfloat16() if t.dtype == torch.float32 else t for name, t in load_file(weights).items()}
+    save_file(tensors, weights + ".part", metadata={"format": "pt"})
+    os.replace(weights + ".part", weights)
 
 
 def main():
