@@ -82,7 +82,19 @@ fn scheme(args: &Args, model: &BaseModel) -> Result<Scheme> {
             cli::say(&args.common, "ptq-init", told);
             Ok(asked)
         }
-        (asked, own) => Ok(asked.or(own).expect("one of them is there")),
+        (asked, own) => {
+            let scheme = asked.or(own).expect("one of them is there");
+            if let BaseModel::Quantized(folded) = model
+                && folded.mirrored
+            {
+                let told = format!(
+                    "{}: its negative scales are kept as positive ones with zero points",
+                    folded.path().display()
+                );
+                cli::say(&args.common, "ptq-init", format!("{told}, {scheme}"));
+            }
+            Ok(scheme)
+        }
     }
 }
 

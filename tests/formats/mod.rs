@@ -7,6 +7,7 @@ mod targets;
 
 use std::fs;
 
+use common::format::safetensors::TensorFile;
 use serde_json::Value;
 
 use crate::tiny_llama;
@@ -113,6 +114,41 @@ fn what_a_format_cannot_hold_is_refused() {
             assert!(e.contains(&format!("{scheme} cannot be written as {format}: ")), "{e}");
             assert!(e.contains("choose --format compressed-tensors"), "{e}");
             assert!(!dir.join("out").exists() && !dir.join("out.part").exists());
+        }
+    }
+}
+
+/// AutoRound's symmetric models have negative scales. Where those of up_proj and of down_proj are all negative their signs
+/// cancel out, and the model computes what it did, to the bit.
+#[test]
+fn negative_scales_of_a_symmetric_model() {
+    let dir = wide();
+    train(&dir, "w4g32");
+    for format in ["gptq", "gptq-v2", "awq"] {
+        dir.run(&format!("fold w4g32/checkpoint --format {format} -o {format}")).ok();
+        let before = nll(&dir, &[format.to_string()])[0];
+        let path = dir.join(format).join("model.safetensors");
+        let file = TensorFile::open(&path).unwrap();
+        let turned = file.names().filter(|n| n.ends_with("up_proj.scales") || n.ends_with("down_proj.scales"));
+        let places: Vec<_> = turned.map(|n| (read_back::offset(&path, n), file.get(n).unwrap().len())).collect();
+        assert_eq!(places.len(), 4);
+        let mut bytes = fs::read(&path).unwrap();
+        for (at, count) in places {
+            (0..count).for_each(|i| bytes[at + 2 * i + 1] ^= 0x80);
+        }
+        // Somebody else's model: no digests.
+        fs::remove_file(dir.join(format).join("stage.json")).unwrap();
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(nll(&dir, &[format.to_string()])[0].to_bits(), before.to_bits(), "{format}");
+
+        // By positive scales it needs zero points, and keeps its integers.
+        let ran = dir.run(&format!("ptq-init {format} -o {format}-scales"));
+        assert!(ran.stderr.contains("positive ones with zero points, w4g32z"), "{}", ran.stderr);
+        ran.ok();
+        dir.run(&format!("lr-wrap {format}-scales --rank 0 -o {format}-wrapped")).ok();
+        for again in ["gptq-v2", "compressed-tensors"] {
+            dir.run(&format!("fold {format}-wrapped --format {again} -o {format}-{again}")).ok();
+            assert_eq!(nll(&dir, &[format!("{format}-{again}")])[0].to_bits(), before.to_bits(), "{format} {again}");
         }
     }
 }

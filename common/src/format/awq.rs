@@ -167,7 +167,7 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
         return Err(at.bad(found, "8 everywhere, as in the first linear or as zero_point false says"));
     }
     let qweight = at.expect(&format!("{linear}.{CODES}"), Dtype::I32, &[k, n / 8])?;
-    let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
+    let transposed = at.signed_scales(&format!("{linear}.scales"), &[groups, n], scheme)?;
     at.no_bias(linear)?;
     let scale = quantized::by_row(&transposed, groups);
     let signed = || zero.iter().map(|z| f32::from(*z) - 8.0).collect::<Vec<f32>>();
@@ -177,7 +177,7 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
         Ok(None)
     };
     let grid = Some(LinearGrid { scale, zero });
-    Ok(Stored { n, k, packed: qweight, grid, together: ROWS, read: Box::new(rows) })
+    Ok(Stored { n, k, packed: qweight, grid, together: ROWS, read: Box::new(rows) }.upright(scheme))
 }
 
 /// Unsigned zero points [G, N].

@@ -221,7 +221,7 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, versi
     let qweight = at.expect(&format!("{linear}.{CODES}"), Dtype::I32, &[k * bits / 32, n])?;
     check_g_idx(at, linear, k, scheme)?;
     let zero = read_zeros(at, linear, n, k, scheme, version)?;
-    let transposed = at.scales(&format!("{linear}.scales"), &[groups, n])?;
+    let transposed = at.signed_scales(&format!("{linear}.scales"), &[groups, n], scheme)?;
     at.no_bias(linear)?;
     let scale = quantized::by_row(&transposed, groups);
     let read = match bits {
@@ -235,7 +235,7 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme, versi
         Ok(None)
     };
     let grid = Some(LinearGrid { scale, zero });
-    Ok(Stored { n, k, packed: qweight, grid, together: TOGETHER, read: Box::new(rows) })
+    Ok(Stored { n, k, packed: qweight, grid, together: TOGETHER, read: Box::new(rows) }.upright(scheme))
 }
 
 fn check_g_idx(at: &Lookup, linear: &str, k: usize, scheme: Scheme) -> Result<()> {

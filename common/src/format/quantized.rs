@@ -46,19 +46,38 @@ impl Lookup<'_> {
 
     /// Scales of any floating-point type; finite and positive, since an engine takes whatever they are.
     pub fn scales(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.scales_but(name, shape, |s| !s.is_finite() || s <= 0.0, "finite positive scales")
+    }
+
+    /// Scales that may be negative too: [`Stored::upright`] takes them. A symmetric scheme has no zero points to turn round
+    /// with them.
+    pub fn signed_scales(&self, name: &str, shape: &[usize], scheme: Scheme) -> Result<Vec<f32>> {
+        if !scheme.asymmetric {
+            return self.scales(name, shape);
+        }
+        self.scales_but(name, shape, |s| !s.is_finite() || s == 0.0, "finite scales other than 0")
+    }
+
+    fn scales_but(&self, name: &str, shape: &[usize], bad: impl Fn(f32) -> bool, expected: &str) -> Result<Vec<f32>> {
         let t = self.need(name)?;
         if !is_float(t.dtype) || t.shape != shape {
             let found = format!("{name} is {:?} {:?}", t.dtype, t.shape);
             return Err(self.bad(found, format!("F16, BF16 or F32 {shape:?}")));
         }
         let scale = t.to_f32();
-        let bad = |s: &f32| !s.is_finite() || *s <= 0.0;
         // A look at all of them is vectorized, a search is not.
-        if !scale.iter().fold(false, |any, s| any | bad(s)) {
+        if !scale.iter().fold(false, |any, s| any | bad(*s)) {
             return Ok(scale);
         }
-        let found = scale.iter().copied().find(bad).unwrap_or(f32::NAN);
-        Err(self.bad(format!("{name} holds {found}"), "finite positive scales"))
+        let found = scale.iter().copied().find(|s| bad(*s)).unwrap_or(f32::NAN);
+        Err(self.bad(format!("{name} holds {found}"), expected))
+    }
+
+    /// Whether one of these scales is negative; a tensor that is not there or holds no floats has none.
+    pub fn any_negative(&self, name: &str) -> bool {
+        let Some(t) = self.get(name).filter(|t| is_float(t.dtype)) else { return false };
+        // The sign is the highest bit of the last byte.
+        t.bytes().chunks_exact(t.dtype.bitsize() / 8).fold(false, |any, s| any | (s[s.len() - 1] & 0x80 != 0))
     }
 
     /// Some writers give every linear a bias of zeros; one that is not zero would be lost here.
@@ -95,6 +114,32 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// The same weights by positive scales: (u − z)·s is ((2^b − 1 − u) − (2^b − 1 − z))·(−s), on the signed grid a zero
+    /// point of −1 − z. AutoRound lets a group's largest weight be the end of the range that has a code more, which for a
+    /// positive weight takes a negative scale.
+    pub fn upright(mut self, scheme: Scheme) -> Stored {
+        let Some(grid) = &mut self.grid else { return self };
+        let turned: Vec<bool> = grid.scale.iter().map(|s| *s < 0.0).collect();
+        if !turned.contains(&true) {
+            return self;
+        }
+        grid.scale.iter_mut().for_each(|s| *s = s.abs());
+        let zero = grid.zero.get_or_insert_with(|| vec![0.0; turned.len()]);
+        zero.iter_mut().zip(&turned).filter(|(_, turned)| **turned).for_each(|(z, _)| *z = -1.0 - *z);
+        let (group, groups, top) = (scheme.group_size(self.k), scheme.groups(self.k), u8::MAX >> (8 - scheme.bits));
+        let read = self.read;
+        self.read = Box::new(move |packed, first, codes| {
+            let grid = read(packed, first, codes)?;
+            for (codes, turned) in codes.chunks_exact_mut(group).zip(&turned[first * groups..]) {
+                if *turned {
+                    codes.iter_mut().for_each(|u| *u ^= top);
+                }
+            }
+            Ok(grid)
+        });
+        self
+    }
+
     /// Hands out the codes, W_Z − qmin, some whole rows from a row on at a time, in parallel: they need not leave the cache.
     /// What `each` makes of them comes back in the order of the rows. The pages of the file are let go of.
     pub fn visit<T: Send>(

@@ -178,6 +178,39 @@ fn what_is_written_comes_back() {
     assert!(told > 400, "{told}");
 }
 
+/// By the formula of the formats' engines, (u − z)·s, whatever the sign of s.
+#[test]
+fn weights_of_negative_scales_are_those_of_the_formula() {
+    let (n, k) = (32, 64);
+    for (kind, word) in [
+        (Kind::Gptq(Version::V1), "w2g16z"),
+        (Kind::Gptq(Version::V2), "w3g32z"),
+        (Kind::Gptq(Version::V2), "w8pcz"),
+        (Kind::Awq, "w4g32z"),
+    ] {
+        let scheme: Scheme = word.parse().unwrap();
+        let (group, groups) = (scheme.group_size(k), scheme.groups(k));
+        let w = random(n, k, scheme, 1);
+        let mut tensors = kind.write(&w, n, k, scheme).unwrap();
+        // As they are stored: [G, N].
+        let mut stored = tensors["l.scales"].to_f32();
+        stored.iter_mut().step_by(3).for_each(|s| *s = -*s);
+        tensors.insert("l.scales".into(), Tensor::from_f32(&stored, Dtype::F16, vec![groups, n]));
+        let back = kind.read(&tensors, n, k, scheme).unwrap();
+        let weight = |codes: &[u8], at: usize, zero: &[f32], s: f32| {
+            (f32::from(codes[at]) + scheme.qmin() - zero[at / group]) * s
+        };
+        for at in 0..n * k {
+            let (row, of_row) = (at / k, at % k / group);
+            let expected = weight(&w.codes, at, w.grid.zero.as_ref().unwrap(), stored[of_row * n + row]);
+            let got = weight(&back.codes, at, back.grid.zero.as_ref().unwrap(), back.grid.scale[at / group]);
+            assert_eq!(got, expected, "{kind:?} {word} {row}, {}", at % k);
+        }
+        assert!(back.grid.scale.iter().all(|s| *s > 0.0));
+        assert!(back.grid.zero.unwrap().iter().all(|z| (scheme.qmin()..=scheme.qmax()).contains(z)));
+    }
+}
+
 /// tests/data/packed.safetensors: what compressed-tensors and GPTQModel packed, both ways.
 #[test]
 fn other_projects_pack_the_same() {

@@ -119,6 +119,8 @@ impl FromStr for Format {
 pub struct Folded {
     path: PathBuf,
     pub scheme: Scheme,
+    /// Its scales have both signs: they are read as positive ones, and the scheme has zero points for that alone.
+    pub mirrored: bool,
     pub format: Format,
     pub config: Config,
     pub config_json: Value,
@@ -156,13 +158,18 @@ impl Folded {
         let (format, scheme) = described(&config_path, &config_json["quantization_config"])?;
         let weights = Weights::Safetensors(files);
         let adapter = PeftAdapter::open(&dir.join(adapter::DIR))?;
-        let mut folded = Folded { path: dir.into(), scheme, format, config, config_json, weights, adapter };
+        let mirrored = false;
+        let mut folded = Folded { path: dir.into(), scheme, mirrored, format, config, config_json, weights, adapter };
         if format == Format::Awq {
             // AWQ always stores zero points: whether they are the middle of the grid is what the first linear says.
             let first = names::block_linears(&folded.config, 0)[0].clone();
             folded.check_width(&first)?;
             folded.scheme.asymmetric =
                 !awq::is_symmetric(&folded.lookup(&|name| folded.tensor(name)), &first.name, first.n, first.k, scheme)?;
+        }
+        if !folded.scheme.asymmetric {
+            folded.mirrored = folded.has_negative_scales();
+            folded.scheme.asymmetric = folded.mirrored;
         }
         names::linears(&folded.config).iter().try_for_each(|linear| folded.check_width(linear))?;
         Ok(folded)
@@ -173,9 +180,20 @@ impl Folded {
         let config = Config::parse(&path, &config_json)?;
         let weights = Weights::Gguf(Box::new(gguf));
         let adapter = path.parent().map_or(Ok(None), |dir| PeftAdapter::open(&dir.join(adapter::DIR)))?;
-        let folded = Folded { path, scheme, format: Format::Gguf, config, config_json, weights, adapter };
+        let (format, mirrored) = (Format::Gguf, false);
+        let folded = Folded { path, scheme, mirrored, format, config, config_json, weights, adapter };
         names::linears(&folded.config).iter().try_for_each(|linear| folded.check_width(linear))?;
         Ok(folded)
+    }
+
+    /// In the formats whose engines take scales as they are, and some writers make negative ones.
+    fn has_negative_scales(&self) -> bool {
+        if !matches!(self.format, Format::Gptq | Format::GptqV2 | Format::Awq) {
+            return false;
+        }
+        let find = |name: &str| self.tensor(name);
+        let at = self.lookup(&find);
+        names::linears(&self.config).iter().any(|linear| at.any_negative(&format!("{}.scales", linear.name)))
     }
 
     fn check_width(&self, linear: &LinearName) -> Result<()> {
