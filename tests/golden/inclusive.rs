@@ -15,35 +15,7 @@ use super::case::{CASES, Case, read, tokens};
 use super::training::{train, trained, unpack};
 use super::{Runner, largest_difference, relative_error, shared};
 
-#[test]
-fn w4pc_q44() {
-    check(0);
-}
-
-#[test]
-fn w4pc_q44_warm() {
-    check(1);
-}
-
-#[test]
-fn w3pc_int_warm() {
-    check(2);
-}
-
-#[test]
-fn w2pc_f32_warm() {
-    check(3);
-}
-
-#[test]
-fn w4g4_q44_warm() {
-    check(4);
-}
-
-#[test]
-fn w2g4z_f32_warm() {
-    check(5);
-}
+a_test_of_each_case!(check);
 
 fn check(case: usize) {
     let Some(shared) = shared(CASES[case].0) else { return };

@@ -1,6 +1,21 @@
 //! The numerics against PyTorch's values (`../shared/golden`, transformers, lm-evaluation-harness) and against
 //! mathematics (finite differences, integers). The largest differences are printed: `cargo test -- --nocapture`.
 
+/// A test of each of `case::CASES` by its name, which calls this with where it stands in the list.
+macro_rules! a_test_of_each_case {
+    ($check:ident) => {
+        a_test_of_each_case!($check: w4pc_q44 0, w4pc_q44_warm 1, w3pc_int_warm 2, w2pc_f32_warm 3, w4g4_q44_warm 4,
+            w2g4z_f32_warm 5);
+    };
+    ($check:ident: $($name:ident $case:literal),*) => {
+        $(#[test]
+        fn $name() {
+            assert_eq!(crate::golden::case::CASES[$case].0, stringify!($name));
+            $check($case);
+        })*
+    };
+}
+
 mod case; // an LR-QAT case of ../shared/golden as a model
 mod random; // a random model, of any size and scheme
 mod grids; // scales, zero points and Φ0

@@ -25,35 +25,7 @@ use common::train::recipe::{MomentType, Recipe, Schedule};
 use super::case::{CASES, Case, tokens};
 use super::{Runner, bits, largest_difference, real, relative_error, shared};
 
-#[test]
-fn w4pc_q44() {
-    check(0);
-}
-
-#[test]
-fn w4pc_q44_warm() {
-    check(1);
-}
-
-#[test]
-fn w3pc_int_warm() {
-    check(2);
-}
-
-#[test]
-fn w2pc_f32_warm() {
-    check(3);
-}
-
-#[test]
-fn w4g4_q44_warm() {
-    check(4);
-}
-
-#[test]
-fn w2g4z_f32_warm() {
-    check(5);
-}
+a_test_of_each_case!(check);
 
 fn check(case: usize) {
     let Some(shared) = shared(CASES[case].0) else { return };
