@@ -8,6 +8,7 @@ CARGO_TARGET_DIR ?= target
 programs := ptq-init lr-wrap shard qat-step fold eval
 models := $(notdir $(wildcard pipelines/models/*))
 schemes := $(notdir $(wildcard pipelines/schemes/*))
+schemes += $(addsuffix s,$(filter-out %z,$(schemes)))
 recipes := $(foreach model,$(models),$(addprefix $(model)-,$(schemes)))
 
 .DEFAULT_GOAL := help

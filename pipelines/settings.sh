@@ -11,16 +11,25 @@ names() {
     (cd "$here/$1" && echo *)
 }
 
+# scheme_file: where the settings of $scheme lie. Scales of both signs (w4g128s) take those of the symmetric scheme.
+scheme_file() {
+    case $scheme in
+    *zs) ;;
+    *s) [ -f "$here/schemes/$scheme" ] || scheme=${scheme%s} ;;
+    esac
+    echo "$here/schemes/$scheme"
+}
+
 # split_pair: MODEL-SCHEME into $model and $scheme. Either may hold a "-" itself, so the files decide.
 split_pair() {
     for file in "$here/models"/*; do
         model=${file##*/}
         scheme=${pair#"$model"-}
-        if [ "$scheme" != "$pair" ] && [ -f "$here/schemes/$scheme" ]; then
+        if [ "$scheme" != "$pair" ] && [ -f "$(scheme_file)" ]; then
             return
         fi
     done
-    wrong_usage "\"$pair\" is no MODEL-SCHEME; models: $(names models), schemes: $(names schemes)"
+    wrong_usage "\"$pair\" is no MODEL-SCHEME; models: $(names models), schemes: $(names schemes), and with an s scales of both signs"
 }
 
 wrong_usage() {
@@ -64,7 +73,7 @@ load_settings() {
     asked_model=$MODEL
     HUB= FETCH=
     read_recipe "$here/models/$model"
-    read_recipe "$here/schemes/$scheme"
+    read_recipe "$(scheme_file)"
     : "${MODEL:=${root}models/$model}"
     : "${RUN:=${root}run/$pair}"
     : "${TOOLS:=${CARGO_TARGET_DIR:-${root}target}/release/}"

@@ -82,19 +82,7 @@ fn scheme(args: &Args, model: &BaseModel) -> Result<Scheme> {
             cli::say(&args.common, "ptq-init", told);
             Ok(asked)
         }
-        (asked, own) => {
-            let scheme = asked.or(own).expect("one of them is there");
-            if let BaseModel::Quantized(folded) = model
-                && folded.mirrored
-            {
-                let told = format!(
-                    "{}: its negative scales are kept as positive ones with zero points",
-                    folded.path().display()
-                );
-                cli::say(&args.common, "ptq-init", format!("{told}, {scheme}"));
-            }
-            Ok(scheme)
-        }
+        (asked, own) => Ok(asked.or(own).expect("one of them is there")),
     }
 }
 
@@ -112,12 +100,15 @@ fn wanted(args: &Args, model: &BaseModel, scheme: Scheme) -> Result<Record> {
 }
 
 /// The GPU that fits, if one is to.
-fn gpu(args: &Args) -> Result<Option<Fitting>> {
+fn gpu(args: &Args, scheme: Scheme) -> Result<Option<Fitting>> {
     if !args.device.is_gpu() {
         return Ok(None);
     }
-    if !Fitting::takes(args.fit) {
-        let told = format!("{} is fitted on the CPU: only minmax, lp:2 and lp:3 are the same to the bit", args.fit);
+    if !Fitting::takes(args.fit, scheme) {
+        let told = format!(
+            "{} of {scheme} is fitted on the CPU: only minmax, lp:2 and lp:3 without scales of both signs are the same to the bit",
+            args.fit
+        );
         cli::say(&args.common, "ptq-init", told);
         return Ok(None);
     }
@@ -131,7 +122,7 @@ fn write(args: &Args, model: &BaseModel, scheme: Scheme, linears: &[LinearName],
     let mut writer = TensorWriter::create(file, specs, &[("scheme", scheme.to_string())])?;
     let bar = progress::count(&args.common, "ptq-init", linears.len() as u64);
     let mut rounded = 0;
-    let mut gpu = if keeps(model, scheme) { None } else { gpu(args)? };
+    let mut gpu = if keeps(model, scheme) { None } else { gpu(args, scheme)? };
     // The writer's order is by name and a linear's two tensors follow each other, so each is fitted once.
     let mut fitted: Option<(String, LinearGrid)> = None;
     for spec in writer.order().to_vec() {

@@ -17,7 +17,7 @@ fn other_packages_read_the_same_integers() {
         return;
     };
     let dir = wide();
-    for scheme in ["w2pcz", "w3pc", "w3g128", "w4g128", "w4g128z", "w5g64", "w8pc"] {
+    for scheme in ["w2pcz", "w2pcs", "w3pc", "w3pcs", "w4g32s", "w3g128", "w4g128", "w4g128z", "w5g64", "w8pc"] {
         train(&dir, scheme);
         let (_, hold) = HOLD.iter().find(|(word, _)| *word == scheme).expect("a scheme of the table");
         let folded: Vec<PathBuf> = hold.iter().map(|format| dir.join(&format!("{scheme}/{format}"))).collect();

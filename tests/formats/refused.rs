@@ -102,9 +102,14 @@ fn scales_that_are_too_small_or_no_numbers() {
     dir.run("fold wrapped -o folded").ok();
     let name = "model.layers.1.mlp.down_proj.weight_scale";
     let place = offset(&dir.join("folded/model.safetensors"), name);
-    for (bits, says) in
-        [(0x3580u16, "a scale of 9.5"), (0x7f80, "inf"), (0x7fc0, "NaN"), (0, "holds 0"), (0xbf80, "-1")]
-    {
+    for (bits, says) in [
+        (0x3580u16, "a scale of 9.5"),
+        (0xb580, "a scale of 9.5"),
+        (0x7f80, "inf"),
+        (0xff80, "-inf"),
+        (0x7fc0, "NaN"),
+        (0, "holds 0"),
+    ] {
         let mut bytes = fs::read(dir.join("folded/model.safetensors")).unwrap();
         bytes[place..place + 2].copy_from_slice(&bits.to_le_bytes());
         tiny_llama::write_of(&dir.join("bad"), &tiny_llama::WIDE);

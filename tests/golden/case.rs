@@ -62,7 +62,7 @@ impl Case {
             rank: self.rank,
             alpha: 1.0,
             scale: trained("scale"),
-            zero: self.scheme.asymmetric.then(|| self.tensor(&format!("{name}.zero"))),
+            zero: self.scheme.has_zero_points().then(|| self.tensor(&format!("{name}.zero"))),
             a: trained("lora_a"),
             b: trained("lora_b"),
         }

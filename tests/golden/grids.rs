@@ -16,7 +16,7 @@ fn scales_equal_to_one_ulp_and_phi_exactly() {
     let Some(shared) = shared("scales_equal_to_one_ulp_and_phi_exactly") else { return };
     for case in Case::all(&shared) {
         let (scheme, mut worst, mut differ, mut all) = (case.scheme, 0, 0, 0);
-        let fit = if scheme.asymmetric { Fit::MinMax } else { Fit::Lp(3.0) };
+        let fit = if scheme.has_zero_points() { Fit::MinMax } else { Fit::Lp(3.0) };
         for linear in names::linears(case.model.config()) {
             let (n, k, name) = (linear.n, linear.k, &linear.name);
             let w = case.model.float(&format!("{name}.weight"), &[n, k]).unwrap();
@@ -29,7 +29,7 @@ fn scales_equal_to_one_ulp_and_phi_exactly() {
                 differ += u32::from(ulps > 0);
             }
             all += golden.len();
-            let zero = scheme.asymmetric.then(|| case.tensor(&format!("{name}.zero")));
+            let zero = scheme.has_zero_points().then(|| case.tensor(&format!("{name}.zero")));
             assert_eq!(fitted.zero, zero, "{} {name}", case.name);
 
             // Φ0 of the golden grid, through the packed bytes.

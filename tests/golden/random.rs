@@ -68,7 +68,9 @@ impl Random {
             rank: self.rank,
             alpha: 1.0,
             scale: values(&own("scale"), n * groups).into_iter().map(|v| unit * (1.0 + 0.3 * v)).collect(),
-            zero: scheme.asymmetric.then(|| values(&own("zero"), n * groups).into_iter().map(f32::round).collect()),
+            zero: scheme
+                .has_zero_points()
+                .then(|| values(&own("zero"), n * groups).into_iter().map(f32::round).collect()),
             a: scaled(&own("lora_a"), n * self.rank, 2.0),
             b: scaled(&own("lora_b"), self.rank * k, 1.0),
         }

@@ -2,7 +2,7 @@
 //! compiled plainly and for this machine's instruction set, against integer arithmetic.
 
 use common::compute::cpu::simd::simd;
-use common::quant::{Factors, Phi, RealWeight, Rounding, Scheme, grid};
+use common::quant::{Factors, Phi, RealWeight, Rounding, Scheme, Symmetry, grid};
 
 /// Elements of a row: what is blocked in registers, and a rest.
 const K: usize = 64 + 13;
@@ -12,7 +12,7 @@ const RANK: usize = 4;
 fn every_tie_rounds_to_even_in_and_out_of_simd() {
     for bits in 2..=8 {
         for stored in [Phi::Q, Phi::Int, Phi::Bf16, Phi::F32] {
-            let scheme = Scheme { bits, group: None, asymmetric: false };
+            let scheme = Scheme { bits, group: None, symmetry: Symmetry::Symmetric };
             let (from, to) = (2 * scheme.qmin() as i32 - 4, 2 * scheme.qmax() as i32 + 4);
             // Z in sixteenths around every half integer, and beyond both ends of the grid.
             let reals: Vec<i32> = (from * 8..=to * 8).collect();

@@ -127,6 +127,10 @@ test_settings() {
     check "a word as a shell reads it" is "$(sed -n "s/.*shard \('.*'\) --tokenizer.*/\1/p" "$work/out")" "'it'\\''s' '\$x'"
     run --dry-run demo-w2g128z
     check "a scheme with a zero point" grep -q "ptq-init demo/model --scheme w2g128z" "$work/out"
+    run --dry-run demo-w3g128s
+    check "scales of both signs" grep -q "ptq-init demo/model --scheme w3g128s --fit lp:3 " "$work/out"
+    run --dry-run demo-w2g128zs
+    check "scales of both signs and zero points: usage" is $status 2
     for pair in $(all_pairs); do
         run --dry-run "$pair" || break
         [ $status -eq 0 ] || break

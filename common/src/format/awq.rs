@@ -22,7 +22,7 @@ use super::safetensors::Spec;
 use super::tensor::Dtype;
 use crate::error::{Error, Result};
 use crate::quant::lanes::simd;
-use crate::quant::{LinearGrid, Scheme};
+use crate::quant::{LinearGrid, Scheme, Symmetry};
 
 /// Nibble j of a word holds the row ORDER[j] of its eight.
 const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
@@ -67,8 +67,12 @@ pub fn parse_config(path: &Path, q: &Value) -> Result<Scheme> {
         Some(g) if g > 0 => Some(g as usize),
         _ => return Err(bad(size, "-1 or a positive number")),
     };
-    let Some(asymmetric) = q["zero_point"].as_bool() else { return Err(bad("zero_point", "true or false")) };
-    Ok(Scheme { bits: 4, group, asymmetric })
+    let symmetry = match q["zero_point"].as_bool() {
+        Some(true) => Symmetry::Asymmetric,
+        Some(false) => Symmetry::Symmetric,
+        None => return Err(bad("zero_point", "true or false")),
+    };
+    Ok(Scheme { bits: 4, group, symmetry })
 }
 
 /// Why this linear cannot be packed.
@@ -139,7 +143,7 @@ fn pack_columns(codes: &[u8], first: usize, k: usize, block: &mut [[u8; COLUMNS]
 /// Every other tensor of a linear, by its suffix.
 pub fn encode_rest(suffix: &str, n: usize, k: usize, scheme: Scheme, grid: &LinearGrid) -> Result<Vec<u8>, String> {
     match suffix {
-        "scales" => quantized::encode_scales(grid, n, Dtype::F16, true),
+        "scales" => quantized::encode_scales(grid, n, scheme, Dtype::F16, true),
         "qzeros" => {
             let zero = quantized::zero_codes(grid, n, k, scheme)?;
             let word = |z: &[u8]| ORDER.iter().rev().fold(0u32, |word, row| word << 4 | u32::from(z[*row]));
@@ -160,7 +164,7 @@ pub fn is_symmetric(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Schem
 pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Result<Stored> {
     let zero = read_zeros(at, linear, n, k, scheme)?;
     let groups = scheme.groups(k);
-    if !scheme.asymmetric
+    if !scheme.stores_zero_points()
         && let Some(i) = zero.iter().position(|z| *z != 8)
     {
         let found = format!("{linear}.qzeros says {} for row {}, group {}", zero[i], i % n, i / n);
@@ -171,7 +175,7 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
     at.no_bias(linear)?;
     let scale = quantized::by_row(&transposed, groups);
     let signed = || zero.iter().map(|z| f32::from(*z) - 8.0).collect::<Vec<f32>>();
-    let zero = scheme.asymmetric.then(|| quantized::by_row(&signed(), groups));
+    let zero = scheme.stores_zero_points().then(|| quantized::by_row(&signed(), groups));
     let rows = move |qweight: &[u8], first: usize, codes: &mut [u8]| {
         read_rows(&qweight[first / 2..], n, k, codes);
         Ok(None)

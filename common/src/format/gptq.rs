@@ -21,7 +21,7 @@ use super::safetensors::Spec;
 use super::tensor::Dtype;
 use crate::error::{Error, Result};
 use crate::quant::lanes::simd;
-use crate::quant::{LinearGrid, Scheme, pack};
+use crate::quant::{LinearGrid, Scheme, Symmetry, pack};
 
 /// What `qzeros` holds, by the name that `checkpoint_format` gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub fn quantization_config(scheme: Scheme, version: Version) -> Value {
         "checkpoint_format": version.to_string(),
         "bits": scheme.bits,
         "group_size": scheme.group.map_or(-1, |g| g as i64),
-        "sym": !scheme.asymmetric,
+        "sym": !scheme.stores_zero_points(),
         "desc_act": false,
         "static_groups": false,
         "true_sequential": true,
@@ -107,12 +107,12 @@ pub fn parse_config(path: &Path, q: &Value) -> Result<(Version, Scheme)> {
             return Err(bad(key, "false or none: all linears of the blocks have one scheme, and the head has none"));
         }
     }
-    let asymmetric = match &q["sym"] {
-        Value::Null | Value::Bool(true) => false,
-        Value::Bool(false) => true,
+    let symmetry = match &q["sym"] {
+        Value::Null | Value::Bool(true) => Symmetry::Symmetric,
+        Value::Bool(false) => Symmetry::Asymmetric,
         _ => return Err(bad("sym", "true or false")),
     };
-    Ok((version, Scheme { bits, group, asymmetric }))
+    Ok((version, Scheme { bits, group, symmetry }))
 }
 
 /// Why this linear cannot be packed.
@@ -190,7 +190,7 @@ pub fn encode_rest(
     version: Version,
 ) -> Result<Vec<u8>, String> {
     match suffix {
-        "scales" => quantized::encode_scales(grid, n, Dtype::F16, true),
+        "scales" => quantized::encode_scales(grid, n, scheme, Dtype::F16, true),
         "g_idx" => Ok((0..k).flat_map(|column| ((column / scheme.group_size(k)) as i32).to_le_bytes()).collect()),
         "qzeros" => {
             let mut zero = quantized::zero_codes(grid, n, k, scheme)?;
@@ -276,22 +276,22 @@ fn read_zeros(
         unpack(bits, words, |word| word_at(packed, word), &mut stored);
         let unsigned = |stored: u8| u32::from(stored) + offset;
         // A look at all of them is vectorized, a search is not.
-        let none = |z: u32| (!scheme.asymmetric && z != middle) || z >> bits != 0;
+        let none = |z: u32| (!scheme.stores_zero_points() && z != middle) || z >> bits != 0;
         if stored.iter().fold(false, |any, stored| any | none(unsigned(*stored))) {
             let row = stored.iter().position(|stored| none(unsigned(*stored))).unwrap_or(0);
             let (stored, z) = (stored[row], unsigned(stored[row]));
-            if !scheme.asymmetric && z != middle {
+            if !scheme.stores_zero_points() && z != middle {
                 let found = format!("{name} says {z} for row {row}, group {g} of a model with sym true");
                 return Err(at.bad(found, format!("{middle} everywhere")));
             }
             let found = format!("{name} stores {stored} for row {row}, group {g}, which engines read as 0 or as {z}");
             return Err(at.bad(found, "a zero point that GPTQ v1 can say"));
         }
-        if scheme.asymmetric {
+        if scheme.stores_zero_points() {
             zero.extend(stored.iter().map(|stored| unsigned(*stored) as f32 - middle as f32));
         }
     }
-    Ok(scheme.asymmetric.then(|| quantized::by_row(&zero, groups)))
+    Ok(scheme.stores_zero_points().then(|| quantized::by_row(&zero, groups)))
 }
 
 /// Up to [`TOGETHER`] rows: `qweight` begins with the first word of them.

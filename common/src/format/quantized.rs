@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::spare::Spare;
 use super::tensor::{Dtype, Tensor, decode_f32, encode_f32, is_float};
 use crate::error::{Error, Result};
-use crate::quant::{Integers, LinearGrid, Scheme};
+use crate::quant::{Integers, LinearGrid, Scheme, Symmetry};
 
 /// Larger widths are no linear of any model, and their products could overflow.
 const WIDEST: usize = 1 << 28;
@@ -49,10 +49,9 @@ impl Lookup<'_> {
         self.scales_but(name, shape, |s| !s.is_finite() || s <= 0.0, "finite positive scales")
     }
 
-    /// Scales that may be negative too: [`Stored::upright`] takes them. A symmetric scheme has no zero points to turn round
-    /// with them.
+    /// Scales that may be negative where the scheme says so: [`Stored::upright`] takes them.
     pub fn signed_scales(&self, name: &str, shape: &[usize], scheme: Scheme) -> Result<Vec<f32>> {
-        if !scheme.asymmetric {
+        if scheme.symmetry != Symmetry::Signed {
             return self.scales(name, shape);
         }
         self.scales_but(name, shape, |s| !s.is_finite() || s == 0.0, "finite scales other than 0")
@@ -114,18 +113,13 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The same weights by positive scales: (u − z)·s is ((2^b − 1 − u) − (2^b − 1 − z))·(−s), on the signed grid a zero
-    /// point of −1 − z. AutoRound lets a group's largest weight be the end of the range that has a code more, which for a
-    /// positive weight takes a negative scale.
+    /// The same weights by positive scales, where those of a symmetric file may be negative: W_Z·s is (−1 − W_Z + 1)·(−s), so
+    /// that the codes are mirrored and the zero point is −1.
     pub fn upright(mut self, scheme: Scheme) -> Stored {
-        let Some(grid) = &mut self.grid else { return self };
+        let Some(grid) = self.grid.as_mut().filter(|_| scheme.symmetry == Symmetry::Signed) else { return self };
         let turned: Vec<bool> = grid.scale.iter().map(|s| *s < 0.0).collect();
-        if !turned.contains(&true) {
-            return self;
-        }
         grid.scale.iter_mut().for_each(|s| *s = s.abs());
-        let zero = grid.zero.get_or_insert_with(|| vec![0.0; turned.len()]);
-        zero.iter_mut().zip(&turned).filter(|(_, turned)| **turned).for_each(|(z, _)| *z = -1.0 - *z);
+        grid.zero = Some(turned.iter().map(|turned| if *turned { -1.0 } else { 0.0 }).collect());
         let (group, groups, top) = (scheme.group_size(self.k), scheme.groups(self.k), u8::MAX >> (8 - scheme.bits));
         let read = self.read;
         self.read = Box::new(move |packed, first, codes| {
@@ -215,15 +209,23 @@ pub fn unfit(n: usize, k: usize, scheme: Scheme) -> Option<String> {
 }
 
 /// Scales [N, G] in `dtype`, [G, N] where `transposed`. One that is not exact there is refused, never rounded.
-pub fn encode_scales(grid: &LinearGrid, n: usize, dtype: Dtype, transposed: bool) -> Result<Vec<u8>, String> {
+pub fn encode_scales(
+    grid: &LinearGrid,
+    n: usize,
+    scheme: Scheme,
+    dtype: Dtype,
+    transposed: bool,
+) -> Result<Vec<u8>, String> {
     if n == 0 || !grid.scale.len().is_multiple_of(n) {
         return Err(format!("{} scales for {n} rows", grid.scale.len()));
     }
-    let scale = if transposed { Cow::Owned(transpose(&grid.scale, n)) } else { Cow::Borrowed(&grid.scale[..]) };
+    let scale = grid.stored_scale(scheme);
+    let scale = if transposed { Cow::Owned(transpose(&scale, n)) } else { scale };
     let bytes = encode_f32(&scale, dtype);
     let mut back = vec![0.0; scale.len()];
     decode_f32(&bytes, dtype, &mut back);
-    let bad = |(s, b): (&f32, &f32)| s != b || !s.is_finite() || *s <= 0.0;
+    let signed = scheme.symmetry == Symmetry::Signed;
+    let bad = |(s, b): (&f32, &f32)| s != b || !s.is_finite() || *s == 0.0 || (*s < 0.0 && !signed);
     // A look at all of them is vectorized, a search is not.
     if !scale.iter().zip(&back).fold(false, |any, pair| any | bad(pair)) {
         return Ok(bytes);
@@ -235,12 +237,14 @@ pub fn encode_scales(grid: &LinearGrid, n: usize, dtype: Dtype, transposed: bool
     Err(format!("the scale {:e} of row {row}, group {group} is {why}", scale[at]))
 }
 
-/// Unsigned zero points z + 2^(b−1) [G, N]; those of a symmetric scheme are all 2^(b−1).
+/// Unsigned zero points z + 2^(b−1) [G, N]; those that files do not say are all 2^(b−1).
 pub fn zero_codes(grid: &LinearGrid, n: usize, k: usize, scheme: Scheme) -> Result<Vec<u8>, String> {
     let count = n * scheme.groups(k);
     let zero = match &grid.zero {
-        None if !scheme.asymmetric => return Ok(vec![1 << (scheme.bits - 1); count]),
-        Some(zero) if scheme.asymmetric && zero.len() == count => transpose(zero, n),
+        zero if !scheme.stores_zero_points() && zero.is_some() == scheme.has_zero_points() => {
+            return Ok(vec![1 << (scheme.bits - 1); count]);
+        }
+        Some(zero) if scheme.stores_zero_points() && zero.len() == count => transpose(zero, n),
         _ => return Err(format!("the zero points are not those of {scheme} for [{n}, {k}]")),
     };
     let code = |(at, z): (usize, &f32)| {

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::lanes::{self, LANES};
 use super::search::Search;
 pub use super::search::skew;
-use super::{Scheme, grid};
+use super::{Scheme, Symmetry, grid};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,8 +50,11 @@ impl Fitter {
         }
         match &mut self.search {
             Some(search) => search.best(w, min, max),
-            None if self.scheme.asymmetric => Grid::asymmetric(min, max, 1.0, 0.0, self.scheme),
-            None => Grid::symmetric(max.max(-min), 1.0, self.scheme.qmax()),
+            None => match self.scheme.symmetry {
+                Symmetry::Symmetric => Grid::symmetric(max.max(-min), 1.0, self.scheme.qmax()),
+                Symmetry::Signed => Grid::signed(min, max, self.scheme.qmax()),
+                Symmetry::Asymmetric => Grid::asymmetric(min, max, 1.0, 0.0, self.scheme),
+            },
         }
     }
 }
@@ -84,6 +87,15 @@ impl Grid {
     #[inline(always)]
     pub(super) fn symmetric(amax: f32, fraction: f32, qmax: f32) -> Grid {
         Grid { scale: greater(amax * fraction / qmax, grid::MIN_SCALE), zero_point: 0.0 }
+    }
+
+    /// The finer of the two grids that hold both ends.
+    #[inline(always)]
+    fn signed(min: f32, max: f32, qmax: f32) -> Grid {
+        let below = greater(max / qmax, -min / (qmax + 1.0));
+        let above = greater(max / (qmax + 1.0), -min / qmax);
+        let (scale, zero_point) = if above < below { (above, -1.0) } else { (below, 0.0) };
+        Grid { scale: greater(scale, grid::MIN_SCALE), zero_point }
     }
 
     /// scale = (max − min)/(2^b − 1), zero point = clip(round(qmin − min/scale)), moved by `skew` steps.
@@ -148,5 +160,26 @@ mod tests {
         let g = Fit::MinMax.of(scheme).fit(&w);
         assert_eq!((g.scale, g.zero_point), (0.25, -1.0));
         assert_eq!(Fit::Lp(3.0).of(scheme).fit(&w), g);
+    }
+
+    #[test]
+    fn scales_of_both_signs_by_the_ends() {
+        let fit = |w: &[f32]| Fit::MinMax.of("w3pcs".parse().unwrap()).fit(w);
+        // −4..3 or −3..4 steps: the end that is further out gets the code more.
+        assert_eq!(fit(&[-1.0, 0.5]), Grid { scale: 0.25, zero_point: 0.0 });
+        assert_eq!(fit(&[-0.5, 1.0]), Grid { scale: 0.25, zero_point: -1.0 });
+        assert_eq!(fit(&[-1.0, 1.0]), Grid { scale: 1.0 / 3.0, zero_point: 0.0 });
+    }
+
+    /// Turning all weights round turns the grid round and loses the same.
+    #[test]
+    fn scales_of_both_signs_treat_both_sides_alike() {
+        let scheme: Scheme = "w2pcs".parse().unwrap();
+        let w = [0.9, 0.4, -0.3, 0.1, -0.5, 0.45];
+        let turned = w.map(|w| -w);
+        for fit in [Fit::MinMax, Fit::Lp(3.0)] {
+            let (a, b) = (fit.of(scheme).fit(&w), fit.of(scheme).fit(&turned));
+            assert_eq!((a.scale, a.zero_point), (b.scale, -1.0 - b.zero_point), "{fit}");
+        }
     }
 }

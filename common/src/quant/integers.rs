@@ -1,6 +1,8 @@
 //! A folded linear before any packing: what every format takes from `fold` and gives back to `eval` and `ptq-init`.
 
-use super::Scheme;
+use std::borrow::Cow;
+
+use super::{Scheme, Symmetry};
 
 /// The grid of one linear: Ŵ = s·(W_Z − z).
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +24,27 @@ impl LinearGrid {
             for w in w {
                 *w = *w / s + z;
             }
+        }
+    }
+
+    /// The scales as files say them: of a grid with scales of both signs negative where z = −1.
+    pub fn stored_scale(&self, scheme: Scheme) -> Cow<'_, [f32]> {
+        match &self.zero {
+            Some(zero) if scheme.symmetry == Symmetry::Signed => {
+                Cow::Owned(self.scale.iter().zip(zero).map(|(s, z)| if *z < 0.0 { -s } else { *s }).collect())
+            }
+            _ => Cow::Borrowed(&self.scale),
+        }
+    }
+
+    /// Codes of whole rows from row `first` on as files say them, in place: mirrored where a grid with scales of both signs
+    /// has z = −1. Rows have `k` columns.
+    pub fn mirror(&self, codes: &mut [u8], first: usize, k: usize, scheme: Scheme) {
+        let Some(zero) = self.zero.as_ref().filter(|_| scheme.symmetry == Symmetry::Signed) else { return };
+        let last = (scheme.qmax() - scheme.qmin()) as u8;
+        let groups = codes.chunks_exact_mut(scheme.group_size(k)).zip(&zero[first * scheme.groups(k)..]);
+        for (codes, _) in groups.filter(|(_, z)| **z < 0.0) {
+            codes.iter_mut().for_each(|u| *u = last - *u);
         }
     }
 }

@@ -17,4 +17,4 @@ pub use integers::{Integers, LinearGrid};
 pub use phi::Phi;
 pub use real::{Factors, RealWeight};
 pub use rounding::Rounding;
-pub use scheme::Scheme;
+pub use scheme::{Scheme, Symmetry};

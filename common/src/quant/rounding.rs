@@ -122,7 +122,7 @@ impl Rounding<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::{Phi, RealWeight, Scheme};
+    use crate::quant::{Phi, RealWeight, Scheme, Symmetry};
 
     fn on<S: Simd>(simd: Option<S>, of: &Rounding, first: usize, codes: &mut [u8]) {
         if let Some(simd) = simd {
@@ -139,7 +139,7 @@ mod tests {
             for (bits, stored) in
                 [(4, Phi::Q), (2, Phi::Q), (3, Phi::Int), (8, Phi::Int), (5, Phi::Bf16), (4, Phi::F32)]
             {
-                let scheme = Scheme { bits, group: None, asymmetric: false };
+                let scheme = Scheme { bits, group: None, symmetry: Symmetry::Symmetric };
                 let row_bytes = stored.row_bytes(scheme, k);
                 let mut phi = vec![0; n * row_bytes];
                 for (row, phi) in phi.chunks_exact_mut(row_bytes).enumerate() {

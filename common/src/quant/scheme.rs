@@ -1,4 +1,4 @@
-//! What is quantized and how, in one word: `w4g128`, `w3pc`, `w2g64z`.
+//! What is quantized and how, in one word: `w4g128`, `w3pc`, `w2g64z`, `w3g64s`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,11 +12,36 @@ pub struct Scheme {
     pub bits: u32,
     /// Columns that share a scale; `None` is one scale per output channel.
     pub group: Option<usize>,
-    /// With a zero point.
-    pub asymmetric: bool,
+    pub symmetry: Symmetry,
+}
+
+/// The zero points that a group may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Symmetry {
+    /// 0. The range has a code more below zero than above.
+    Symmetric,
+    /// 0 or −1: the code more is on the side where it loses less. Files say −1 by a negative scale, with the codes mirrored:
+    /// W = s·(W_Z + 1) = −s·(−1 − W_Z). So it takes no bytes. (Q4_0 of ggml and AutoRound's symmetric models do the same.)
+    Signed,
+    /// Any code of the grid, kept in the file.
+    Asymmetric,
+}
+
+impl Symmetry {
+    pub const ALL: [Symmetry; 3] = [Symmetry::Symmetric, Symmetry::Signed, Symmetry::Asymmetric];
 }
 
 impl Scheme {
+    /// Has its grid zero points?
+    pub fn has_zero_points(&self) -> bool {
+        self.symmetry != Symmetry::Symmetric
+    }
+
+    /// Do files hold zero points?
+    pub fn stores_zero_points(&self) -> bool {
+        self.symmetry == Symmetry::Asymmetric
+    }
+
     /// Smallest code: -2^(b-1).
     pub fn qmin(&self) -> f32 {
         -((1i32 << (self.bits - 1)) as f32)
@@ -60,7 +85,11 @@ impl fmt::Display for Scheme {
             Some(g) => write!(f, "g{g}")?,
             None => f.write_str("pc")?,
         }
-        if self.asymmetric { f.write_str("z") } else { Ok(()) }
+        f.write_str(match self.symmetry {
+            Symmetry::Symmetric => "",
+            Symmetry::Signed => "s",
+            Symmetry::Asymmetric => "z",
+        })
     }
 }
 
@@ -71,15 +100,18 @@ impl FromStr for Scheme {
         let bad = || {
             Error::usage(
                 format!("scheme {word:?} is not known"),
-                "write w<bits 2-8> then pc (per channel) or g<group>, then z for a zero point, as in w4g128, w3pc, w2g64z",
+                "write w<bits 2-8> then pc (per channel) or g<group>, then s for scales of both signs or z for a zero point, as in \
+                 w4g128, w3pcs, w2g64z",
             )
         };
         let rest = word.strip_prefix('w').ok_or_else(bad)?;
         let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let bits: u32 = rest[..digits].parse().map_err(|_| bad())?;
-        let (rest, asymmetric) = match rest[digits..].strip_suffix('z') {
-            Some(rest) => (rest, true),
-            None => (&rest[digits..], false),
+        let rest = &rest[digits..];
+        let (rest, symmetry) = match (rest.strip_suffix('s'), rest.strip_suffix('z')) {
+            (Some(rest), _) => (rest, Symmetry::Signed),
+            (_, Some(rest)) => (rest, Symmetry::Asymmetric),
+            _ => (rest, Symmetry::Symmetric),
         };
         let group = match rest.strip_prefix('g') {
             Some(g) => Some(g.parse().ok().filter(|g| (1..=1 << 20).contains(g)).ok_or_else(bad)?),
@@ -89,7 +121,7 @@ impl FromStr for Scheme {
         if !(2..=8).contains(&bits) {
             return Err(bad());
         }
-        Ok(Scheme { bits, group, asymmetric })
+        Ok(Scheme { bits, group, symmetry })
     }
 }
 
@@ -99,10 +131,10 @@ mod tests {
 
     #[test]
     fn words_and_back() {
-        for word in ["w4g128", "w3pc", "w2g64z", "w8pcz", "w2pc"] {
+        for word in ["w4g128", "w3pc", "w2g64z", "w8pcz", "w2pc", "w3g64s", "w4pcs"] {
             assert_eq!(word.parse::<Scheme>().unwrap().to_string(), word);
         }
-        for word in ["", "w", "w4", "w1pc", "w9pc", "4pc", "w4g", "w4g0", "w4pcx", "w4g-1", "w4zpc"] {
+        for word in ["", "w", "w4", "w1pc", "w9pc", "4pc", "w4g", "w4g0", "w4pcx", "w4g-1", "w4zpc", "w4pcsz", "w4s"] {
             assert!(word.parse::<Scheme>().is_err(), "{word}");
         }
     }

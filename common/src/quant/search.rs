@@ -1,5 +1,5 @@
-//! The L^p search of LR-QAT's post-training initialisation: 100 thresholds amax·i/100, of an asymmetric grid each with
-//! some zero points around its own; the first smallest Σ|w − Q(w)|^p wins.
+//! The L^p search of LR-QAT's post-training initialisation: 100 thresholds amax·i/100, of a grid with scales of both signs
+//! each with both, of an asymmetric grid each with some zero points around its own; the first smallest Σ|w − Q(w)|^p wins.
 //!
 //! Bound by arithmetic. In units of the scale, t = |w|/s lies |max(t − round(t), t − L)| from the grid, where L is the
 //! grid's end on the side of w: six operations of AVX-512 a weight and candidate, with p = 3. [`LANES`] candidates lie
@@ -8,11 +8,12 @@
 //! their widest grid clips of the two outermost weights is more than the least.
 
 use std::array;
+use std::ops::RangeInclusive;
 
 #[cfg(target_arch = "x86_64")]
 use super::lanes::ARCH;
 use super::lanes::{self, LANES};
-use super::{Scheme, fit::Grid, grid};
+use super::{Scheme, Symmetry, fit::Grid, grid};
 
 /// Thresholds of the search.
 const THRESHOLDS: usize = 100;
@@ -23,9 +24,15 @@ const PART: usize = 64;
 /// Part of an outermost weight: more than what rounding makes of it and of its error.
 const MARGIN: f32 = 1e-4;
 
-/// Steps of the zero point to either side.
+/// Steps of the zero point of an asymmetric grid to either side.
 pub fn skew(scheme: Scheme) -> i32 {
-    if scheme.asymmetric { ((1i32 << scheme.bits) / 4).min(MAX_SKEW) } else { 0 }
+    if scheme.symmetry == Symmetry::Asymmetric { ((1i32 << scheme.bits) / 4).min(MAX_SKEW) } else { 0 }
+}
+
+/// Steps of the zero point that are tried.
+fn steps(scheme: Scheme) -> RangeInclusive<i32> {
+    let skew = skew(scheme);
+    if scheme.symmetry == Symmetry::Signed { -1..=0 } else { -skew..=skew }
 }
 
 /// The search, with room that serves group after group.
@@ -66,10 +73,11 @@ struct Span {
 
 impl Search {
     pub fn new(scheme: Scheme, p: f32) -> Search {
-        let skew = skew(scheme);
-        let candidates = (1..=THRESHOLDS).flat_map(|i| (-skew..=skew).map(move |k| (i, k)));
-        let all = THRESHOLDS * (2 * skew + 1) as usize;
-        let filled = std::iter::repeat_n((1, -skew), all.next_multiple_of(LANES) - all).chain(candidates);
+        let steps = steps(scheme);
+        let first = (1, *steps.start());
+        let candidates = (1..=THRESHOLDS).flat_map(|i| steps.clone().map(move |k| (i, k)));
+        let all = THRESHOLDS * steps.clone().count();
+        let filled = std::iter::repeat_n(first, all.next_multiple_of(LANES) - all).chain(candidates);
         let fraction = |i| (i as f64 / THRESHOLDS as f64) as f32;
         let (fractions, skews): (Vec<f32>, Vec<f32>) = filled.map(|(i, k)| (fraction(i), k as f32)).unzip();
         let blocks = |of: Vec<f32>| of.as_chunks().0.to_vec();
@@ -128,7 +136,7 @@ impl Search {
         let scale = self.grid((block, LANES - 1), span).scale;
         let Span { min, max, qmin, qmax } = span;
         let (min, max) = (min * (1.0 - MARGIN), max * (1.0 - MARGIN));
-        let [above, below] = if self.scheme.asymmetric {
+        let [above, below] = if self.scheme.has_zero_points() {
             // Wherever the zero point is: a + b is known, and a^p + b^p is least at a = b, or with p < 1 at b = 0.
             let outside = (max - min) - scale * (qmax - qmin);
             if self.p < 1.0 { [outside, 0.0] } else { [outside / 2.0; 2] }
@@ -184,11 +192,12 @@ impl Search {
     /// That of a candidate: of which block, and where in it.
     #[inline(always)]
     fn grid(&self, (block, lane): (usize, usize), Span { min, max, qmax, .. }: Span) -> Grid {
-        let fraction = self.fractions[block][lane];
-        if self.scheme.asymmetric {
-            Grid::asymmetric(min, max, fraction, self.skews[block][lane], self.scheme)
-        } else {
-            Grid::symmetric(if max > -min { max } else { -min }, fraction, qmax)
+        let (fraction, step) = (self.fractions[block][lane], self.skews[block][lane]);
+        let amax = if max > -min { max } else { -min };
+        match self.scheme.symmetry {
+            Symmetry::Symmetric => Grid::symmetric(amax, fraction, qmax),
+            Symmetry::Signed => Grid { zero_point: step, ..Grid::symmetric(amax, fraction, qmax) },
+            Symmetry::Asymmetric => Grid::asymmetric(min, max, fraction, step, self.scheme),
         }
     }
 }

@@ -25,9 +25,18 @@ fn error(w: &[f32], g: Grid, p: f64, scheme: Scheme) -> f64 {
 
 #[test]
 fn no_candidate_is_better_than_the_one_found() {
-    for (word, p) in
-        [("w4pc", 3.0), ("w3pc", 2.0), ("w2pc", 2.4), ("w8pc", 4.0), ("w4pcz", 3.0), ("w2pcz", 2.0), ("w3pcz", 0.5)]
-    {
+    for (word, p) in [
+        ("w4pc", 3.0),
+        ("w3pc", 2.0),
+        ("w2pc", 2.4),
+        ("w8pc", 4.0),
+        ("w4pcz", 3.0),
+        ("w2pcz", 2.0),
+        ("w3pcz", 0.5),
+        ("w4pcs", 3.0),
+        ("w2pcs", 2.0),
+        ("w3pcs", 0.5),
+    ] {
         let scheme: Scheme = word.parse().unwrap();
         let mut search = Search::new(scheme, p);
         for (i, n) in [1, 5, 64, 150, 1000].into_iter().enumerate() {
@@ -35,12 +44,13 @@ fn no_candidate_is_better_than_the_one_found() {
             let (min, max) = span(&w);
             let found = error(&w, search.best(&w, min, max), f64::from(p), scheme);
             let candidates = (1..=100).flat_map(|i| (-4..=4).map(move |k| (i as f32 / 100.0, k as f32)));
-            let least = candidates.map(|(fraction, skew)| match scheme.asymmetric {
-                true if skew.abs() * 4.0 <= 2f32.powi(scheme.bits as i32) => {
-                    Grid::asymmetric(min, max, fraction, skew, scheme)
-                }
-                true => Grid::asymmetric(min, max, fraction, 0.0, scheme),
-                false => Grid::symmetric(max.max(-min), fraction, scheme.qmax()),
+            let least = candidates.filter_map(|(fraction, step)| match scheme.symmetry {
+                Symmetry::Asymmetric => (step.abs() * 4.0 <= 2f32.powi(scheme.bits as i32))
+                    .then(|| Grid::asymmetric(min, max, fraction, step, scheme)),
+                Symmetry::Signed => [-1.0, 0.0]
+                    .contains(&step)
+                    .then(|| Grid { zero_point: step, ..Grid::symmetric(max.max(-min), fraction, scheme.qmax()) }),
+                Symmetry::Symmetric => Some(Grid::symmetric(max.max(-min), fraction, scheme.qmax())),
             });
             let least = least.map(|g| error(&w, g, f64::from(p), scheme)).fold(f64::INFINITY, f64::min);
             assert!(found <= least * (1.0 + 1e-5) + 1e-20, "{word} {p} {n}: {found}, there is {least}");

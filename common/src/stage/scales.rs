@@ -3,7 +3,7 @@
 //! | tensor in `scales.safetensors` | type | shape | |
 //! |---|---|---|---|
 //! | `<linear>.scale` | f32 | [N, G] | master scale s0, at least 2^-17 |
-//! | `<linear>.zero_point` | i32 | [N, G] | schemes with `z`: integer on the signed grid |
+//! | `<linear>.zero_point` | i32 | [N, G] | schemes with `z` or `s`: integer on the signed grid, with `s` 0 or −1 |
 
 use std::path::Path;
 
@@ -52,7 +52,7 @@ pub fn fit_linear(w: &Tensor, linear: &LinearName, scheme: Scheme, fit: Fit, pat
     });
     finite.collect::<Result<()>>()?;
     w.forget();
-    Ok(LinearGrid { scale, zero: scheme.asymmetric.then_some(zero) })
+    Ok(LinearGrid { scale, zero: scheme.has_zero_points().then_some(zero) })
 }
 
 /// The same grid, fitted on a GPU that takes the fit.
@@ -86,7 +86,7 @@ fn not_finite(path: &Path, linear: &LinearName, (row, column): (usize, usize), v
 pub fn specs(linear: &LinearName, scheme: Scheme) -> Vec<Spec> {
     let shape = [linear.n, scheme.groups(linear.k)];
     let mut specs = vec![Spec::new(format!("{}.scale", linear.name), Dtype::F32, shape)];
-    if scheme.asymmetric {
+    if scheme.has_zero_points() {
         specs.push(Spec::new(format!("{}.zero_point", linear.name), Dtype::I32, shape));
     }
     specs
@@ -116,7 +116,7 @@ pub fn read_grid(file: &TensorFile, linear: &LinearName, scheme: Scheme) -> Resu
             "make the file again",
         ));
     }
-    let zero = if scheme.asymmetric {
+    let zero = if scheme.has_zero_points() {
         let t = file.expect(&format!("{}.zero_point", linear.name), Dtype::I32, &shape)?;
         let ints = t.bytes().chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32);
         Some(ints.collect())

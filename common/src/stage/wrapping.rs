@@ -220,7 +220,7 @@ impl Budget {
         let mut budget = Budget { quantized: 0, per_rank: 0 };
         for linear in names::linears(model.config()) {
             let (n, k, groups) = (linear.n, linear.k, scheme.groups(linear.k));
-            let zeros = if scheme.asymmetric { 4 * groups * pack::words(n, scheme.bits) } else { 0 };
+            let zeros = if scheme.stores_zero_points() { 4 * groups * pack::words(n, scheme.bits) } else { 0 };
             budget.quantized += (4 * n * pack::words(k, scheme.bits) + 2 * n * groups + zeros) as u64;
             if targets.has(&linear) {
                 budget.per_rank += 2 * (n + k) as u64;

@@ -149,8 +149,11 @@ pub fn plan<B: Backend>(h: &Holding) -> Vec<Held> {
         (_, false) => "A, B and s",
     };
     let masters = if w.rank > 0 { format!("rank {}, f32 masters", w.rank) } else { "f32 masters".into() };
-    let zero: u64 =
-        if h.scheme.asymmetric { linears.iter().map(|l| (l.n * h.scheme.groups(l.k) * 4) as u64).sum() } else { 0 };
+    let zero: u64 = if h.scheme.has_zero_points() {
+        linears.iter().map(|l| (l.n * h.scheme.groups(l.k) * 4) as u64).sum()
+    } else {
+        0
+    };
     let rows = h.recipe.batch * h.recipe.seq;
     let acts = Activations::lengths(h.config, rows, true);
     let acts = acts.keeping(h.config, h.keeping);

@@ -30,8 +30,9 @@ def fma(a, b, c):
 
 class Scheme:
     def __init__(self, word):
-        bits, group, zero = re.fullmatch(r"w(\d)(?:pc|g(\d+))(z?)", word).groups()
-        self.bits, self.group, self.asymmetric = int(bits), int(group) if group else None, zero == "z"
+        bits, group, zero = re.fullmatch(r"w(\d)(?:pc|g(\d+))([sz]?)", word).groups()
+        self.bits, self.group = int(bits), int(group) if group else None
+        self.asymmetric, self.signed = zero == "z", zero == "s"
         self.qmin, self.qmax = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
 
     def groups(self, k):
@@ -112,6 +113,16 @@ class Source:
         master = torch.from_numpy(trained("scale")).clamp(min=MIN_SCALE)
         scale = master.to(torch.bfloat16).to(torch.float32).numpy()
         zero = numpy.zeros(scale.shape, numpy.int64)
-        if self.scheme.asymmetric:
+        if self.scheme.asymmetric or self.scheme.signed:
             zero = start("zero_point").astype(numpy.int64)
+        if self.scheme.signed:
+            return self.as_stored(codes, scale, zero)
         return Linear(codes, scale, zero)
+
+    @staticmethod
+    def as_stored(codes, scale, zero):
+        """s·(W_Z + 1) is −s·(−1 − W_Z): files say a zero point of −1 by a negative scale."""
+        n, k = codes.shape
+        turned = numpy.repeat(zero == -1, k // scale.shape[1], axis=1)
+        codes = numpy.where(turned, -1 - codes, codes)
+        return Linear(codes, numpy.where(zero == -1, -scale, scale), numpy.zeros_like(zero))

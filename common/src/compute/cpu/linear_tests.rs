@@ -45,7 +45,7 @@ impl Case {
             rows,
             phi: Tensor::owned(phi, Dtype::U8, vec![n, row_bytes]),
             scale: random(3, n * groups).iter().map(|x| 0.02 + x.abs() / 50.0).collect(),
-            zero: scheme.asymmetric.then(|| (0..n * groups).map(|i| (i % 3) as f32 - 1.0).collect()),
+            zero: scheme.has_zero_points().then(|| (0..n * groups).map(|i| (i % 3) as f32 - 1.0).collect()),
             a,
             b: random(4, rank * k),
         }

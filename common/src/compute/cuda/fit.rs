@@ -11,7 +11,7 @@ use super::weight::stored_kind;
 use crate::error::Result;
 use crate::format::tensor::Tensor;
 use crate::quant::fit::{self, Fit};
-use crate::quant::{LinearGrid, Scheme};
+use crate::quant::{LinearGrid, Scheme, Symmetry};
 
 kernels! {
     /// `fit.cu`
@@ -67,9 +67,9 @@ impl Fitting {
     }
 
     /// Does the GPU find the scales that the CPU finds? Of the powers these two are products. |w|^p of any other is what the C
-    /// library of the host makes of it, to the last bit, and the GPU has another one.
-    pub fn takes(fit: Fit) -> bool {
-        matches!(fit, Fit::MinMax | Fit::Lp(2.0 | 3.0))
+    /// library of the host makes of it, to the last bit, and the GPU has another one. Its kernels know no scales of both signs.
+    pub fn takes(fit: Fit, scheme: Scheme) -> bool {
+        matches!(fit, Fit::MinMax | Fit::Lp(2.0 | 3.0)) && scheme.symmetry != Symmetry::Signed
     }
 
     /// The grids of `w`, of rows of `k`. The scale of a group with weights that are not finite is no number.
@@ -80,7 +80,7 @@ impl Fitting {
         let (gpu, groups) = (&self.gpu, w.len() / scheme.group_size(k));
         let weights = self.staging.upload(gpu, w)?;
         let mut scale = Memory::<f32>::new(gpu, groups)?;
-        let mut zero = Memory::<f32>::new(gpu, if scheme.asymmetric { groups } else { 0 })?;
+        let mut zero = Memory::<f32>::new(gpu, if scheme.has_zero_points() { groups } else { 0 })?;
         let to = Fitted {
             w: weights.all().address(),
             scale: scale.all_mut().address(),
@@ -100,7 +100,7 @@ impl Fitting {
             Fit::Lp(3.0) => self.kernels.fit_cubes(gpu, blocks, to),
             Fit::Lp(p) => panic!("lp:{p} is not fitted on a GPU"),
         }
-        let zero = if scheme.asymmetric { Some(zero.read(groups)?) } else { None };
+        let zero = if scheme.has_zero_points() { Some(zero.read(groups)?) } else { None };
         Ok(LinearGrid { scale: scale.read(groups)?, zero })
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::quant::Scheme;
+use crate::quant::{Scheme, Symmetry};
 
 /// The oldest release whose packing of 3, 5, 6 and 7 bits is dense; written into the configuration.
 const VERSION: &str = "0.17.0";
@@ -23,7 +23,7 @@ pub(super) fn describe(format: &str, scheme: Scheme, input_activations: Value) -
         "config_groups": {"group_0": {
             "targets": ["Linear"],
             "weights": {
-                "num_bits": scheme.bits, "type": "int", "symmetric": !scheme.asymmetric, "strategy": strategy,
+                "num_bits": scheme.bits, "type": "int", "symmetric": !scheme.stores_zero_points(), "strategy": strategy,
                 "group_size": scheme.group, "block_structure": null, "dynamic": false, "actorder": null,
                 "observer": "minmax", "observer_kwargs": {}
             },
@@ -89,10 +89,10 @@ fn weights(w: &Value, bad: impl Fn(String, &str) -> Error) -> Result<Scheme> {
         ("group", _) => return Err(bad(format!("group_size {}", w["group_size"]), "a positive number")),
         _ => return Err(bad(format!("strategy {strategy:?}"), "\"channel\" or \"group\"")),
     };
-    let asymmetric = match &w["symmetric"] {
-        Value::Null | Value::Bool(true) => false,
-        Value::Bool(false) => true,
+    let symmetry = match &w["symmetric"] {
+        Value::Null | Value::Bool(true) => Symmetry::Symmetric,
+        Value::Bool(false) => Symmetry::Asymmetric,
         other => return Err(bad(format!("symmetric {other}"), "true or false")),
     };
-    Ok(Scheme { bits, group, asymmetric })
+    Ok(Scheme { bits, group, symmetry })
 }

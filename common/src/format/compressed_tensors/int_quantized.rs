@@ -40,7 +40,7 @@ pub fn quantization_config(scheme: Scheme) -> Value {
 /// The scheme that a `quantization_config` describes; `path` is for messages.
 pub fn parse_config(path: &Path, q: &Value) -> Result<Scheme> {
     let scheme = config::parse(path, q, FORMAT)?;
-    if scheme.bits != 8 || scheme.asymmetric {
+    if scheme.bits != 8 || scheme.has_zero_points() {
         return Err(Error::input(
             path,
             format!("{FORMAT} of scheme {scheme}"),
@@ -53,7 +53,7 @@ pub fn parse_config(path: &Path, q: &Value) -> Result<Scheme> {
 
 /// Why this linear cannot be written.
 pub fn unfit(n: usize, k: usize, scheme: Scheme) -> Option<String> {
-    if scheme.bits != 8 || scheme.asymmetric {
+    if scheme.bits != 8 || scheme.has_zero_points() {
         return Some(format!("{FORMAT} holds 8-bit symmetric weights"));
     }
     quantized::unfit(n, k, scheme)
@@ -85,12 +85,12 @@ pub fn encode_rest(
     suffix: &str,
     n: usize,
     _k: usize,
-    _: Scheme,
+    scheme: Scheme,
     grid: &LinearGrid,
     scale: Dtype,
 ) -> Result<Vec<u8>, String> {
     match suffix {
-        "weight_scale" => quantized::encode_scales(grid, n, scale, false),
+        "weight_scale" => quantized::encode_scales(grid, n, scheme, scale, false),
         _ => Err(format!("{FORMAT} has no tensor {suffix}")),
     }
 }

@@ -50,7 +50,7 @@ pub fn specs(linear: &str, n: usize, k: usize, scheme: Scheme, scale: Dtype) -> 
         Spec::new(format!("{linear}.weight_scale"), scale, [n, groups]),
         Spec::new(format!("{linear}.weight_shape"), Dtype::I64, [2]),
     ];
-    if scheme.asymmetric {
+    if scheme.stores_zero_points() {
         specs.push(Spec::new(format!("{linear}.weight_zero_point"), Dtype::I32, [pack::words(n, scheme.bits), groups]));
     }
     specs
@@ -80,7 +80,7 @@ pub fn encode_rest(
     scale: Dtype,
 ) -> Result<Vec<u8>, String> {
     match suffix {
-        "weight_scale" => quantized::encode_scales(grid, n, scale, false),
+        "weight_scale" => quantized::encode_scales(grid, n, scheme, scale, false),
         "weight_shape" => Ok(shape_bytes(n, k)),
         "weight_zero_point" => {
             let zero = quantized::zero_codes(grid, n, k, scheme)?;
@@ -108,7 +108,8 @@ fn pack_columns(codes: &[u8], n: usize, scheme: Scheme) -> Vec<u8> {
     out
 }
 
-/// One linear read back, its codes as they lie in the file: [N, words], as evaluation takes them.
+/// One linear read back, its codes as they lie in the file: [N, words], as evaluation takes them but for those of negative
+/// scales.
 pub struct Packed {
     pub codes: Tensor,
     pub grid: LinearGrid,
@@ -133,8 +134,8 @@ pub fn read_packed(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme
     if shape.bytes() != [(n as u64).to_le_bytes(), (k as u64).to_le_bytes()].concat() {
         return Err(at.bad(format!("{name} says another shape"), format!("[{n}, {k}] from config.json")));
     }
-    let scale = at.scales(&format!("{linear}.weight_scale"), &[n, groups])?;
-    let zero = scheme.asymmetric.then(|| {
+    let scale = at.signed_scales(&format!("{linear}.weight_scale"), &[n, groups], scheme)?;
+    let zero = scheme.stores_zero_points().then(|| {
         let t = at.expect(&format!("{linear}.weight_zero_point"), Dtype::I32, &[words(n), groups])?;
         let word = |row: usize, g: usize| word_at(t.bytes(), row * groups + g);
         let zero = |at: usize| element(at / groups, bits, |row| word(row, at % groups)) as f32 + scheme.qmin();
@@ -163,7 +164,8 @@ pub fn read(at: &Lookup, linear: &str, n: usize, k: usize, scheme: Scheme) -> Re
         }
         Ok(None)
     };
-    Ok(Stored { n, k, packed: packed.codes, grid: Some(packed.grid), together: 16, read: Box::new(rows) })
+    let grid = Some(packed.grid);
+    Ok(Stored { n, k, packed: packed.codes, grid, together: 16, read: Box::new(rows) }.upright(scheme))
 }
 
 fn unpack_row<const BITS: usize>(row: &[u8], codes: &mut [u8]) {

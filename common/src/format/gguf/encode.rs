@@ -8,8 +8,12 @@
 //! | Q4_1 | up to 4 bits asymmetric, groups of whole 32 | d = s, m = f16(−(z + 2^(b−1))·s), q = W_Z + 2^(b−1) |
 //! | Q8_0 | symmetric, groups of whole 32 | d = s, q = W_Z |
 //!
+//! Symmetric are also those with scales of both signs: d is negative where z = −1, and the codes mirrored; Q2_K says z.
+//!
 //! Every scale is exact in f16 (they have 8 significant bits), so every product is; only the m of Q4_1 is rounded.
 //! Layouts: `ggml-common.h` of ggml.
+
+use std::borrow::Cow;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -17,7 +21,7 @@ use rayon::prelude::*;
 
 use super::blocks::GgmlType::{self, *};
 use crate::quant::lanes::simd;
-use crate::quant::{Integers, Scheme};
+use crate::quant::{Integers, Scheme, Symmetry};
 
 /// The smallest type that holds the integers of a linear of `k` inputs, if one does.
 pub fn exact_type(scheme: Scheme, k: usize) -> Option<GgmlType> {
@@ -27,7 +31,7 @@ pub fn exact_type(scheme: Scheme, k: usize) -> Option<GgmlType> {
 /// Whether every group is a whole number of blocks of this type, and every integer of the scheme one of its codes.
 fn holds(ty: GgmlType, scheme: Scheme, k: usize) -> bool {
     let group = scheme.group_size(k);
-    let Scheme { bits, asymmetric, .. } = scheme;
+    let (bits, asymmetric) = (scheme.bits, scheme.stores_zero_points());
     let fits = match ty {
         Q2K => bits == 2,
         Q3K => bits == 3 && !asymmetric,
@@ -43,7 +47,15 @@ fn holds(ty: GgmlType, scheme: Scheme, k: usize) -> bool {
 pub fn encode(ty: GgmlType, scheme: Scheme, k: usize, integers: &Integers, out: &mut [u8]) {
     assert!(holds(ty, scheme, k), "{} cannot hold {scheme} in rows of {k}", ty.name());
     let (group, groups) = (scheme.group_size(k), scheme.groups(k));
-    let Integers { codes, grid } = integers;
+    // Q2_K says any zero point, the others a scale of either sign.
+    let (scales, mut mirrored) = match ty {
+        Q2K => (Cow::Borrowed(&integers.grid.scale[..]), Cow::Borrowed(&integers.codes[..])),
+        _ => (integers.grid.stored_scale(scheme), Cow::Borrowed(&integers.codes[..])),
+    };
+    if ty != Q2K && scheme.symmetry == Symmetry::Signed {
+        integers.grid.mirror(mirrored.to_mut(), 0, k, scheme);
+    }
+    let (codes, grid) = (&mirrored[..], &integers.grid);
     let (n, half) = (codes.len() / k, 1u8 << (scheme.bits - 1));
     assert!(codes.len() == n * k && grid.scale.len() == n * groups, "integers of [{n}, {k}]");
     let group_bytes = group / ty.block_len() * ty.block_bytes();
@@ -53,7 +65,7 @@ pub fn encode(ty: GgmlType, scheme: Scheme, k: usize, integers: &Integers, out: 
         || {
             let parts = out.chunks_exact_mut(group_bytes).zip(codes.chunks_exact(group));
             for (at, (out, codes)) in parts.enumerate() {
-                let s = grid.scale[at];
+                let s = scales[at];
                 let d = scale(s);
                 // z + 2^(b−1): the zero point as the codes count.
                 let z = grid.zero.as_ref().map_or(0.0, |zero| zero[at]) + half as f32;
@@ -72,7 +84,7 @@ pub fn encode(ty: GgmlType, scheme: Scheme, k: usize, integers: &Integers, out: 
 #[inline(always)]
 fn scale(s: f32) -> [u8; 2] {
     let d = f16::from_f32(s);
-    debug_assert!(d.to_f32() == s && s > 0.0, "scale {s} is exact in f16");
+    debug_assert!(d.to_f32() == s && s != 0.0, "scale {s} is exact in f16");
     d.to_le_bytes()
 }
 

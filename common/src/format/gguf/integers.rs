@@ -6,7 +6,7 @@ use half::f16;
 
 use super::blocks::GgmlType;
 use crate::quant::lanes::simd;
-use crate::quant::{LinearGrid, Scheme};
+use crate::quant::{LinearGrid, Scheme, Symmetry};
 
 /// What a block says besides its codes, as it stands there.
 #[derive(Clone, Copy, PartialEq)]
@@ -29,7 +29,7 @@ impl Linear {
     /// A linear [n, k] of so many bytes. The error says what was found wrong, for a message that names the tensor.
     pub fn new(ty: GgmlType, scheme: Scheme, n: usize, k: usize, bytes: usize) -> Result<Linear, String> {
         let (bits, half) = (scheme.bits, 1u8 << (scheme.bits - 1));
-        let above = match (ty, scheme.asymmetric) {
+        let above = match (ty, scheme.stores_zero_points()) {
             (GgmlType::Q2K, _) if bits == 2 => 0,
             (GgmlType::Q3K, false) if bits == 3 => 0,
             (GgmlType::Q4_0, false) if bits <= 4 => 8 - half,
@@ -57,7 +57,7 @@ impl Linear {
     ) -> Result<LinearGrid, String> {
         let count = codes.len() / self.k * self.scheme.groups(self.k);
         let mut grid = LinearGrid { scale: Vec::with_capacity(count), zero: None };
-        if self.scheme.asymmetric {
+        if self.scheme.has_zero_points() {
             grid.zero = Some(Vec::with_capacity(count));
         }
         simd(
@@ -119,10 +119,13 @@ impl Linear {
             }
         }
         self.shift(codes)?;
-        match first {
-            Some(head) => self.grid(head),
-            None => Err("no block".to_string()),
+        let Some(head) = first else { return Err("no block".to_string()) };
+        let (scale, zero) = self.grid(head)?;
+        if self.signed() && zero != 0.0 {
+            let mask = ((1u16 << self.scheme.bits) - 1) as u8;
+            codes.iter_mut().for_each(|q| *q = !*q & mask);
         }
+        Ok((scale, zero))
     }
 
     /// From the codes of the type to those of the scheme.
@@ -143,9 +146,15 @@ impl Linear {
         Err(format!("the integer {integer}, not in {low} to {high}, at {at}"))
     }
 
+    /// Does a negative d say a zero point of −1, with the codes mirrored?
+    fn signed(&self) -> bool {
+        self.scheme.symmetry == Symmetry::Signed && self.ty != GgmlType::Q2K
+    }
+
     /// Scale and zero point of the signed grid.
     fn grid(&self, head: Head) -> Result<(f32, f32), String> {
-        let s = f16::from_le_bytes(head.d).to_f32();
+        let d = f16::from_le_bytes(head.d).to_f32();
+        let (s, below) = if self.signed() && d < 0.0 { (-d, -1.0) } else { (d, 0.0) };
         if !(s.is_finite() && s > 0.0) {
             return Err(format!("scale {s}"));
         }
@@ -159,10 +168,14 @@ impl Linear {
                 }
                 steps
             }
-            _ => return Ok((s, 0.0)),
+            _ => return Ok((s, below)),
         };
         let z = offset + self.scheme.qmin();
-        let allowed = if self.scheme.asymmetric { self.scheme.qmin()..=self.scheme.qmax() } else { 0.0..=0.0 };
+        let allowed = match self.scheme.symmetry {
+            Symmetry::Symmetric => 0.0..=0.0,
+            Symmetry::Signed => -1.0..=0.0,
+            Symmetry::Asymmetric => self.scheme.qmin()..=self.scheme.qmax(),
+        };
         if !allowed.contains(&z) {
             return Err(format!("zero point {z}, not in {} to {},", allowed.start(), allowed.end()));
         }

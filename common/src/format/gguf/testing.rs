@@ -8,7 +8,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use super::blocks::GgmlType;
 use super::integers::Linear;
 use crate::quant::grid::{MIN_SCALE, forward_scale};
-use crate::quant::{Integers, LinearGrid, Scheme};
+use crate::quant::{Integers, LinearGrid, Scheme, Symmetry};
 
 /// The blocks of a whole linear.
 pub fn encode(ty: GgmlType, scheme: Scheme, n: usize, k: usize, integers: &Integers) -> Vec<u8> {
@@ -32,8 +32,12 @@ pub fn random_integers(scheme: Scheme, n: usize, k: usize) -> Integers {
     let codes = (0..n * k).map(|_| below(1 << scheme.bits) as u8).collect();
     let grids = n * scheme.groups(k);
     let scale = (0..grids).map(|_| forward_scale(MIN_SCALE * 1.1f32.powi(below(124) as i32))).collect();
-    let zero = (0..grids).map(|_| below(1 << scheme.bits) as f32 + scheme.qmin()).collect();
-    Integers { codes, grid: LinearGrid { scale, zero: scheme.asymmetric.then_some(zero) } }
+    let zero = (0..grids).map(|_| match scheme.symmetry {
+        Symmetry::Signed => -(below(2) as f32),
+        _ => below(1 << scheme.bits) as f32 + scheme.qmin(),
+    });
+    let zero = scheme.has_zero_points().then(|| zero.collect());
+    Integers { codes, grid: LinearGrid { scale, zero } }
 }
 
 /// Every scheme that has an exact type in rows of `k`.
@@ -41,9 +45,7 @@ pub fn schemes(k: usize) -> Vec<Scheme> {
     let mut all = Vec::new();
     for bits in 2..=8 {
         for group in [None, Some(32), Some(64), Some(128), Some(256)] {
-            for asymmetric in [false, true] {
-                all.push(Scheme { bits, group, asymmetric });
-            }
+            all.extend(Symmetry::ALL.map(|symmetry| Scheme { bits, group, symmetry }));
         }
     }
     all.retain(|s| super::encode::exact_type(*s, k).is_some());

@@ -8,15 +8,20 @@ use super::{KINDS, Kind, every_scheme, refuses};
 use crate::format::compressed_tensors::pack_quantized;
 use crate::format::gptq::Version;
 use crate::format::{awq, gptq};
-use crate::quant::Scheme;
+use crate::quant::{Scheme, Symmetry};
 
 #[test]
 fn configurations_come_back() {
     for kind in KINDS {
         every_scheme(|scheme| {
             if kind.unfit(64, 64, scheme).is_none() {
-                // AWQ's cannot say that a model is symmetric.
-                let told = Scheme { asymmetric: scheme.asymmetric || kind == Kind::Awq, ..scheme };
+                // AWQ's cannot say that a model is symmetric, and none that scales have both signs.
+                let symmetry = match scheme.symmetry {
+                    _ if kind == Kind::Awq => Symmetry::Asymmetric,
+                    Symmetry::Signed => Symmetry::Symmetric,
+                    other => other,
+                };
+                let told = Scheme { symmetry, ..scheme };
                 assert_eq!(kind.parse(&kind.config(scheme)).unwrap(), told, "{kind:?}");
             }
         });

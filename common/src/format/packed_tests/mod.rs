@@ -16,7 +16,7 @@ use crate::format::safetensors::{Spec, TensorFile};
 use crate::format::spare::Spare;
 use crate::format::tensor::{Dtype, Tensor};
 use crate::format::{awq, gptq};
-use crate::quant::{Integers, LinearGrid, Scheme};
+use crate::quant::{Integers, LinearGrid, Scheme, Symmetry};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
@@ -64,12 +64,13 @@ impl Kind {
             _ if suffix == self.codes() => {
                 let spec =
                     self.specs(n, k, scheme).into_iter().find(|spec| spec.name == format!("l.{suffix}")).unwrap();
-                let mut out = vec![0xEE; spec.bytes()];
+                let (mut out, mut codes) = (vec![0xEE; spec.bytes()], w.codes.clone());
+                w.grid.mirror(&mut codes, 0, k, scheme);
                 match self {
-                    Kind::Pack => pack_quantized::encode_codes(&w.codes, k, scheme, &mut out),
-                    Kind::Int8 => int_quantized::encode_codes(&w.codes, &mut out),
-                    Kind::Gptq(_) => gptq::encode_codes(&w.codes, k, scheme, &mut out),
-                    Kind::Awq => awq::encode_codes(&w.codes, k, &mut out),
+                    Kind::Pack => pack_quantized::encode_codes(&codes, k, scheme, &mut out),
+                    Kind::Int8 => int_quantized::encode_codes(&codes, &mut out),
+                    Kind::Gptq(_) => gptq::encode_codes(&codes, k, scheme, &mut out),
+                    Kind::Awq => awq::encode_codes(&codes, k, &mut out),
                 }
                 Ok(out)
             }
@@ -144,17 +145,18 @@ fn random(n: usize, k: usize, scheme: Scheme, lowest: u64) -> Integers {
     let codes = (0..n * k).map(|_| next(levels) as u8).collect();
     // Eight significant bits from 2^-17 on: exact in bf16 and in f16.
     let scale = (0..count).map(|_| (128 + next(128)) as f32 * 2f32.powi(next(14) as i32 - 24)).collect();
-    let mut zero = || (lowest + next(levels - lowest)) as f32 + scheme.qmin();
-    let zero = scheme.asymmetric.then(|| (0..count).map(|_| zero()).collect());
+    let mut zero = || match scheme.symmetry {
+        Symmetry::Signed => -(next(2) as f32),
+        _ => (lowest + next(levels - lowest)) as f32 + scheme.qmin(),
+    };
+    let zero = scheme.has_zero_points().then(|| (0..count).map(|_| zero()).collect());
     Integers { codes, grid: LinearGrid { scale, zero } }
 }
 
 fn every_scheme(mut each: impl FnMut(Scheme)) {
     for bits in 2..=8 {
         for group in [None, Some(1), Some(16), Some(32), Some(64)] {
-            for asymmetric in [false, true] {
-                each(Scheme { bits, group, asymmetric });
-            }
+            Symmetry::ALL.into_iter().for_each(|symmetry| each(Scheme { bits, group, symmetry }));
         }
     }
 }
@@ -178,36 +180,38 @@ fn what_is_written_comes_back() {
     assert!(told > 400, "{told}");
 }
 
-/// By the formula of the formats' engines, (u − z)·s, whatever the sign of s.
+/// By the formula of the formats' engines, W_Z·s, whatever the sign of s.
 #[test]
 fn weights_of_negative_scales_are_those_of_the_formula() {
     let (n, k) = (32, 64);
-    for (kind, word) in [
-        (Kind::Gptq(Version::V1), "w2g16z"),
-        (Kind::Gptq(Version::V2), "w3g32z"),
-        (Kind::Gptq(Version::V2), "w8pcz"),
-        (Kind::Awq, "w4g32z"),
+    for (kind, bits, group) in [
+        (Kind::Pack, 3, Some(16)),
+        (Kind::Gptq(Version::V1), 2, Some(16)),
+        (Kind::Gptq(Version::V2), 3, Some(32)),
+        (Kind::Gptq(Version::V2), 8, None),
+        (Kind::Awq, 4, Some(32)),
     ] {
-        let scheme: Scheme = word.parse().unwrap();
+        let symmetric = Scheme { bits, group, symmetry: Symmetry::Symmetric };
+        let scheme = Scheme { symmetry: Symmetry::Signed, ..symmetric };
         let (group, groups) = (scheme.group_size(k), scheme.groups(k));
-        let w = random(n, k, scheme, 1);
-        let mut tensors = kind.write(&w, n, k, scheme).unwrap();
-        // As they are stored: [G, N].
-        let mut stored = tensors["l.scales"].to_f32();
+        let w = random(n, k, symmetric, 1);
+        let mut tensors = kind.write(&w, n, k, symmetric).unwrap();
+        let (name, t) = tensors.iter().find(|(name, _)| name.contains("scale")).unwrap();
+        let (name, dtype, shape) = (name.clone(), t.dtype, t.shape.clone());
+        // [N, G], or [G, N] in the transposed formats.
+        let place = |row: usize, g: usize| if shape == [n, groups] { row * groups + g } else { g * n + row };
+        let mut stored = t.to_f32();
         stored.iter_mut().step_by(3).for_each(|s| *s = -*s);
-        tensors.insert("l.scales".into(), Tensor::from_f32(&stored, Dtype::F16, vec![groups, n]));
+        tensors.insert(name, Tensor::from_f32(&stored, dtype, shape.clone()));
         let back = kind.read(&tensors, n, k, scheme).unwrap();
-        let weight = |codes: &[u8], at: usize, zero: &[f32], s: f32| {
-            (f32::from(codes[at]) + scheme.qmin() - zero[at / group]) * s
-        };
+        let zero = back.grid.zero.unwrap();
         for at in 0..n * k {
-            let (row, of_row) = (at / k, at % k / group);
-            let expected = weight(&w.codes, at, w.grid.zero.as_ref().unwrap(), stored[of_row * n + row]);
-            let got = weight(&back.codes, at, back.grid.zero.as_ref().unwrap(), back.grid.scale[at / group]);
-            assert_eq!(got, expected, "{kind:?} {word} {row}, {}", at % k);
+            let (row, g) = (at / k, at % k / group);
+            let expected = (f32::from(w.codes[at]) + scheme.qmin()) * stored[place(row, g)];
+            let got = (f32::from(back.codes[at]) + scheme.qmin() - zero[at / group]) * back.grid.scale[at / group];
+            assert_eq!(got, expected, "{kind:?} {scheme} {row}, {}", at % k);
         }
-        assert!(back.grid.scale.iter().all(|s| *s > 0.0));
-        assert!(back.grid.zero.unwrap().iter().all(|z| (scheme.qmin()..=scheme.qmax()).contains(z)));
+        assert!(back.grid.scale.iter().all(|s| *s > 0.0) && zero.iter().all(|z| [0.0, -1.0].contains(z)));
     }
 }
 
@@ -253,7 +257,7 @@ fn other_projects_pack_the_same() {
 #[test]
 fn symmetric_zero_points_are_the_known_words() {
     let word = |kind: Kind, bits| {
-        let scheme = Scheme { bits, group: Some(32), asymmetric: false };
+        let scheme = Scheme { bits, group: Some(32), symmetry: Symmetry::Symmetric };
         let tensors = kind.write(&random(64, 64, scheme, 0), 64, 64, scheme).unwrap();
         tensors["l.qzeros"].bytes().chunks(4).map(|w| u32::from_le_bytes(w.try_into().unwrap())).collect::<Vec<_>>()
     };

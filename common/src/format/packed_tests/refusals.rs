@@ -8,7 +8,7 @@ use crate::format::awq;
 use crate::format::gptq::Version;
 use crate::format::quantized::Lookup;
 use crate::format::tensor::{Dtype, Tensor};
-use crate::quant::Scheme;
+use crate::quant::{Scheme, Symmetry};
 
 fn refuses_to_write(result: Result<Tensors, String>, says: &[&str]) {
     let Err(e) = result else { panic!("written, expected {says:?}") };
@@ -80,7 +80,7 @@ fn linears_that_do_not_fit_are_told_why() {
 #[test]
 fn a_reader_refuses_tensors_that_are_not_as_the_format_says() {
     for kind in KINDS {
-        for word in ["w8g16", "w4g16z"] {
+        for word in ["w8g16", "w4g16z", "w4g16s"] {
             let scheme: Scheme = word.parse().unwrap();
             if kind.unfit(32, 32, scheme).is_some() {
                 continue;
@@ -109,8 +109,7 @@ fn a_reader_refuses_tensors_that_are_not_as_the_format_says() {
                     let _ = with(Some(Tensor::owned(vec![byte; t.bytes().len()], t.dtype, t.shape.clone())));
                 }
                 if name.ends_with("scale") || name.ends_with("scales") {
-                    // Zero points can be turned round with a negative scale; others' models have none but there.
-                    let signed = scheme.asymmetric && matches!(kind, Kind::Gptq(_) | Kind::Awq);
+                    let signed = scheme.symmetry == Symmetry::Signed;
                     for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
                         let mut scale = t.to_f32();
                         scale[7] = bad;

@@ -9,7 +9,7 @@ use super::write::{Files, Target};
 use super::{Format, adapter};
 use crate::format::peft::Lora;
 use crate::model::names;
-use crate::quant::Scheme;
+use crate::quant::{Scheme, Symmetry};
 use crate::stage::record::{Kind, Record, Stage};
 use crate::stage::report::{ArtefactReport, Report};
 
@@ -99,8 +99,12 @@ fn words(scheme: Scheme) -> String {
         None => "one scale per output channel".to_string(),
         Some(g) => format!("one scale per {g} inputs"),
     };
-    let zero = if scheme.asymmetric { ", with zero points" } else { "" };
-    format!("{}-bit integers, {scale}{zero}", scheme.bits)
+    let beside = match scheme.symmetry {
+        Symmetry::Symmetric => "",
+        Symmetry::Signed => ", of both signs",
+        Symmetry::Asymmetric => ", with zero points",
+    };
+    format!("{}-bit integers, {scale}{beside}", scheme.bits)
 }
 
 fn facts(card: &mut String, target: &Target, making: &Making) {

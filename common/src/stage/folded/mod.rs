@@ -38,7 +38,7 @@ use crate::format::{awq, gptq};
 use crate::model::Config;
 use crate::model::host::{Codes, HostAdapter, HostLinear, Source};
 use crate::model::names::{self, LinearName};
-use crate::quant::{Integers, Scheme, grid};
+use crate::quant::{Integers, Scheme, Symmetry, grid};
 
 pub const SAFETENSORS: &str = "model.safetensors";
 pub const GGUF: &str = "model.gguf";
@@ -119,8 +119,6 @@ impl FromStr for Format {
 pub struct Folded {
     path: PathBuf,
     pub scheme: Scheme,
-    /// Its scales have both signs: they are read as positive ones, and the scheme has zero points for that alone.
-    pub mirrored: bool,
     pub format: Format,
     pub config: Config,
     pub config_json: Value,
@@ -158,18 +156,17 @@ impl Folded {
         let (format, scheme) = described(&config_path, &config_json["quantization_config"])?;
         let weights = Weights::Safetensors(files);
         let adapter = PeftAdapter::open(&dir.join(adapter::DIR))?;
-        let mirrored = false;
-        let mut folded = Folded { path: dir.into(), scheme, mirrored, format, config, config_json, weights, adapter };
+        let mut folded = Folded { path: dir.into(), scheme, format, config, config_json, weights, adapter };
         if format == Format::Awq {
             // AWQ always stores zero points: whether they are the middle of the grid is what the first linear says.
             let first = names::block_linears(&folded.config, 0)[0].clone();
             folded.check_width(&first)?;
-            folded.scheme.asymmetric =
-                !awq::is_symmetric(&folded.lookup(&|name| folded.tensor(name)), &first.name, first.n, first.k, scheme)?;
+            let find = |name: &str| folded.tensor(name);
+            let symmetric = awq::is_symmetric(&folded.lookup(&find), &first.name, first.n, first.k, scheme)?;
+            folded.scheme.symmetry = if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
         }
-        if !folded.scheme.asymmetric {
-            folded.mirrored = folded.has_negative_scales();
-            folded.scheme.asymmetric = folded.mirrored;
+        if folded.scheme.symmetry == Symmetry::Symmetric && folded.has_negative_scales() {
+            folded.scheme.symmetry = Symmetry::Signed;
         }
         names::linears(&folded.config).iter().try_for_each(|linear| folded.check_width(linear))?;
         Ok(folded)
@@ -180,20 +177,28 @@ impl Folded {
         let config = Config::parse(&path, &config_json)?;
         let weights = Weights::Gguf(Box::new(gguf));
         let adapter = path.parent().map_or(Ok(None), |dir| PeftAdapter::open(&dir.join(adapter::DIR)))?;
-        let (format, mirrored) = (Format::Gguf, false);
-        let folded = Folded { path, scheme, mirrored, format, config, config_json, weights, adapter };
+        let folded = Folded { path, scheme, format: Format::Gguf, config, config_json, weights, adapter };
         names::linears(&folded.config).iter().try_for_each(|linear| folded.check_width(linear))?;
         Ok(folded)
     }
 
-    /// In the formats whose engines take scales as they are, and some writers make negative ones.
-    fn has_negative_scales(&self) -> bool {
-        if !matches!(self.format, Format::Gptq | Format::GptqV2 | Format::Awq) {
-            return false;
+    /// The same, which has positive scales only, as a model that could have negative ones.
+    pub(super) fn allowing_both_signs(mut self) -> Folded {
+        if self.scheme.symmetry == Symmetry::Symmetric {
+            self.scheme.symmetry = Symmetry::Signed;
         }
+        self
+    }
+
+    fn has_negative_scales(&self) -> bool {
+        let suffix = match self.format {
+            Format::Gptq | Format::GptqV2 | Format::Awq => "scales",
+            Format::CompressedTensors => "weight_scale",
+            Format::IntQuantized | Format::Gguf => return false,
+        };
         let find = |name: &str| self.tensor(name);
         let at = self.lookup(&find);
-        names::linears(&self.config).iter().any(|linear| at.any_negative(&format!("{}.scales", linear.name)))
+        names::linears(&self.config).iter().any(|linear| at.any_negative(&format!("{}.{suffix}", linear.name)))
     }
 
     fn check_width(&self, linear: &LinearName) -> Result<()> {
@@ -328,7 +333,7 @@ impl Source for Folded {
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
         let LinearName { name, n, k } = linear;
         let (n, k) = (*n, *k);
-        let mut codes = if self.format == Format::CompressedTensors {
+        let mut codes = if self.format == Format::CompressedTensors && self.scheme.symmetry != Symmetry::Signed {
             // The backend computes with this packing as it is: no copy.
             let find = |tensor: &str| self.tensor(tensor);
             let read = pack_quantized::read_packed(&self.lookup(&find), name, n, k, self.scheme)?;

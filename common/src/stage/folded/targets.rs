@@ -61,7 +61,9 @@ pub fn loads(engine: Engine, format: Format, scheme: Scheme) -> Loads {
         Engine::LlamaCpp if format == Format::Gguf => Loads::Yes,
         Engine::LlamaCpp => Loads::Never,
         Engine::GptqModel => match format {
-            Format::Gptq if scheme.asymmetric => Loads::No("it refuses zero points in version 1; gptq-v2 loads"),
+            Format::Gptq if scheme.stores_zero_points() => {
+                Loads::No("it refuses zero points in version 1; gptq-v2 loads")
+            }
             Format::Gptq | Format::GptqV2 | Format::Awq => Loads::Yes,
             _ => Loads::Never,
         },
@@ -76,7 +78,7 @@ fn vllm(format: Format, scheme: Scheme) -> Loads {
     match (format, scheme.bits) {
         (Format::CompressedTensors, 4) => Loads::Yes,
         (Format::CompressedTensors, 8) => Loads::With(GPUS_ONLY),
-        (Format::CompressedTensors, _) if scheme.asymmetric => {
+        (Format::CompressedTensors, _) if scheme.stores_zero_points() => {
             Loads::No("its kernels take zero points at 4 and 8 bits only")
         }
         (Format::CompressedTensors, _) => Loads::With(
@@ -84,7 +86,9 @@ fn vllm(format: Format, scheme: Scheme) -> Loads {
         ),
         (Format::IntQuantized, _) if scheme.group.is_some() => Loads::No("its W8A8 kernels take one scale a channel"),
         (Format::IntQuantized, _) => Loads::With("activations are rounded to 8 bits a token"),
-        (Format::Gptq | Format::GptqV2, _) if scheme.asymmetric => Loads::No("it takes symmetric GPTQ models only"),
+        (Format::Gptq | Format::GptqV2, _) if scheme.stores_zero_points() => {
+            Loads::No("it takes symmetric GPTQ models only")
+        }
         (Format::Gptq | Format::GptqV2, 2 | 3) => Loads::No("it takes GPTQ models of 4 and 8 bits only"),
         (Format::Gptq | Format::GptqV2 | Format::Awq, _) if !marlin_group => {
             Loads::No("its kernels take groups of 32, 64 and 128, or one scale a channel")
@@ -100,7 +104,7 @@ fn vllm(format: Format, scheme: Scheme) -> Loads {
 
 fn transformers(format: Format, scheme: Scheme) -> Loads {
     match format {
-        Format::CompressedTensors if scheme.asymmetric => {
+        Format::CompressedTensors if scheme.stores_zero_points() => {
             Loads::No("compressed-tensors 0.18 to 0.20 refuse packed zero points (0.17 loads them)")
         }
         Format::CompressedTensors => Loads::Yes,

@@ -17,7 +17,7 @@ use crate::model::Config;
 use crate::model::host::{HostLinear, Source};
 use crate::model::names::{self, LinearName};
 use crate::model::rope::inverse_frequencies;
-use crate::quant::{LinearGrid, Scheme};
+use crate::quant::{LinearGrid, Scheme, Symmetry};
 
 /// Linears that are read back side by side: what is not parallel of one is hidden behind the others.
 const TOGETHER: usize = 4;
@@ -40,7 +40,10 @@ pub fn verify(dir: &Path, target: &Target, digests: &Digests, each: impl Fn() + 
 }
 
 fn compare(dir: &Path, target: &Target, digests: &Digests, each: impl Fn() + Sync) -> Result<()> {
-    let written = Folded::open(dir)?;
+    let mut written = Folded::open(dir)?;
+    if target.scheme.symmetry == Symmetry::Signed {
+        written = written.allowing_both_signs();
+    }
     let differs = |(found, expected)| Err(Error::input(written.path(), found, expected, CURE));
     if (written.format, written.scheme) != (target.format, target.scheme) {
         let found = format!("it reads as {} in {}", written.scheme, written.format);

@@ -162,7 +162,7 @@ impl Target<'_> {
     fn encode_codes(&self, linear: &LinearName, spare: &Spare<Block>, out: &mut [u8]) -> Result<u128> {
         let (n, k, scheme) = (linear.n, linear.k, self.scheme);
         let w = self.source.linear(linear)?;
-        let integers = w.integers(k);
+        let (integers, grid) = (w.integers(k), w.grid());
         // Where the format stores a linear transposed, rows of W are a part of each of its rows.
         let (stored_rows, rows) = match self.format {
             Format::CompressedTensors | Format::IntQuantized => (1, ROWS),
@@ -175,6 +175,8 @@ impl Target<'_> {
             let first = block * rows;
             codes.resize(rows.min(n - first) * k, 0);
             integers.rows(first, codes);
+            let digest = digest::of_rows(codes, k);
+            grid.mirror(codes, first, k, scheme);
             packed.resize(parts.iter().map(|part| part.len()).sum(), 0);
             match self.format {
                 Format::CompressedTensors => pack_quantized::encode_codes(codes, k, scheme, packed),
@@ -187,7 +189,7 @@ impl Target<'_> {
             for (part, packed) in parts.into_iter().zip(packed.chunks_exact(packed.len() / stored_rows)) {
                 part.copy_from_slice(packed);
             }
-            digest::of_rows(codes, k)
+            digest
         };
         let digests = blocks.map(|(block, parts)| spare.lend(|memory| make(memory, block, parts)));
         let digest = digest::of_linear(digests.collect());

@@ -14,7 +14,7 @@ fn gram(k: usize, tokens: usize) -> Vec<f32> {
 fn start(n: usize, k: usize, scheme: Scheme) -> (Vec<f32>, LinearGrid) {
     let groups = scheme.groups(k);
     let scale = (0..n * groups).map(|i| grid::forward_scale(0.01 + 0.001 * (i % 5) as f32)).collect();
-    let zero = scheme.asymmetric.then(|| (0..n * groups).map(|i| (i % 3) as f32 - 1.0).collect());
+    let zero = scheme.has_zero_points().then(|| (0..n * groups).map(|i| (i % 3) as f32 - 1.0).collect());
     // Rows that fill their grid more or less: not all lose least by the same factor.
     let full = |at: usize| scheme.qmax() * [1.0, 0.6, 0.3][at / k % 3];
     let z = random(3, n * k).iter().enumerate().map(|(at, z)| z * full(at)).collect();

@@ -64,7 +64,7 @@ fn on_cpu(w: &[f32], k: usize, scheme: Scheme, fit: Fit) -> Vec<[u32; 2]> {
 
 fn on_gpu(gpu: &mut Fitting, w: &Tensor, k: usize, scheme: Scheme, fit: Fit) -> Vec<[u32; 2]> {
     let grid = gpu.fit(w, k, scheme, fit).unwrap();
-    assert_eq!(grid.zero.is_some(), scheme.asymmetric);
+    assert_eq!(grid.zero.is_some(), scheme.has_zero_points());
     let zero = grid.zero.unwrap_or(vec![0.0; grid.scale.len()]);
     grid.scale.iter().zip(zero).map(|(scale, zero)| [scale.to_bits(), zero.to_bits()]).collect()
 }
@@ -90,7 +90,7 @@ fn the_scales_of_the_cpu() {
                 let values = weights(k, scheme.group_size(k), dtype);
                 let w = Tensor::from_f32(&values, dtype, vec![values.len() / k, k]);
                 for fit in [Fit::MinMax, Fit::Lp(2.0), Fit::Lp(3.0)] {
-                    assert!(Fitting::takes(fit));
+                    assert!(Fitting::takes(fit, scheme));
                     let got = on_gpu(&mut gpu, &w, k, scheme, fit);
                     assert_eq!(got, on_cpu(&w.to_f32(), k, scheme, fit), "{word} of {dtype:?}, {fit}");
                     let bits: Vec<u8> = got.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
@@ -121,8 +121,10 @@ fn weights_that_are_not_finite() {
 }
 
 #[test]
-fn other_powers_are_left_to_the_cpu() {
+fn other_powers_and_scales_of_both_signs_are_left_to_the_cpu() {
+    let [scheme, signed]: [Scheme; 2] = ["w4pc", "w4pcs"].map(|word| word.parse().unwrap());
     for p in [0.5, 1.0, 2.4, 4.0] {
-        assert!(!Fitting::takes(Fit::Lp(p)));
+        assert!(!Fitting::takes(Fit::Lp(p), scheme));
     }
+    assert!(Fitting::takes(Fit::Lp(3.0), scheme) && !Fitting::takes(Fit::Lp(3.0), signed));
 }

@@ -59,7 +59,7 @@ fn host(word: &str, stored: Phi, [n, k, rank]: [usize; 3], seed: u64) -> Host {
         rank,
         alpha: 1.5,
         scale: random(seed + 1, n * groups).iter().map(|x| 0.02 + x.abs() / 50.0).collect(),
-        zero: scheme.asymmetric.then(|| (0..n * groups).map(|i| (i % 3) as f32 - 1.0).collect()),
+        zero: scheme.has_zero_points().then(|| (0..n * groups).map(|i| (i % 3) as f32 - 1.0).collect()),
         a: random(seed + 2, n * rank).iter().map(|x| x / 4.0).collect(),
         b: random(seed + 3, rank * k),
     }
