@@ -1,6 +1,5 @@
 //! Weights rounded by GPTQ before training starts, input by input of block by block: each is what is given by all linears
-//! before it, rounded already, and beside it goes what the float model gives there. Each row chooses what its scales are
-//! multiplied by.
+//! before it, rounded already, and beside it goes what the float model gives there. Scales change with the integers.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -38,10 +37,9 @@ pub struct Compensated {
 
 /// Of a linear.
 struct Kept {
-    /// Where its weights begin.
+    /// Where its weights begin, and its scales behind them.
     at: u64,
-    /// What the scales of each row are multiplied by.
-    factors: Vec<f32>,
+    scales: u64,
 }
 
 impl Compensated {
@@ -121,7 +119,7 @@ impl Compensated {
             // What is stored is integers.
             Place::Outside { .. } => Phi::Int,
         };
-        let factors = order.compensate(workspace, &mut z, &start.grid, scheme, phi);
+        let scale = order.compensate(workspace, &mut z, &start.grid, scheme, phi);
         // It only copies: there is nothing to compile for an instruction set.
         let rows = |first: usize, out: &mut [f32]| out.copy_from_slice(&z[first * k..][..out.len()]);
         let codes = pack_rows(scheme, n, k, rows);
@@ -131,24 +129,33 @@ impl Compensated {
             pack_phi(phi, scheme, k, &mut bytes, rows);
         }
         let kept = if bytes.is_empty() { codes.bytes() } else { &bytes };
-        self.file.write_all_at(kept, self.end).map_err(Error::io(&self.path, "write"))?;
-        self.linears.insert(linear.name.clone(), Kept { at: self.end, factors });
-        self.end += kept.len() as u64;
+        let at = self.append(kept)?;
+        let scales = self.append(bytemuck::cast_slice(&scale))?;
+        self.linears.insert(linear.name.clone(), Kept { at, scales });
         Ok(codes)
+    }
+
+    /// Where it begins.
+    fn append(&mut self, bytes: &[u8]) -> Result<u64> {
+        let at = self.end;
+        self.file.write_all_at(bytes, at).map_err(Error::io(&self.path, "write"))?;
+        self.end += bytes.len() as u64;
+        Ok(at)
     }
 
     /// The frozen weights of a linear.
     pub fn read(&self, linear: &str, out: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(out, self.linears[linear].at).map_err(Error::io(&self.path, "read"))
+        self.read_at(self.linears[linear].at, out)
+    }
+
+    fn read_at(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(out, at).map_err(Error::io(&self.path, "read"))
     }
 
     /// The scales and zero points that a linear was rounded by.
     pub fn grid(&self, scales: &Scales, linear: &LinearName) -> Result<LinearGrid> {
         let mut grid = scales.grid(linear)?;
-        let factors = &self.linears[&linear.name].factors;
-        for (scales, factor) in grid.scale.chunks_exact_mut(self.scheme.groups(linear.k)).zip(factors) {
-            scales.iter_mut().for_each(|scale| *scale *= factor);
-        }
+        self.read_at(self.linears[&linear.name].scales, bytemuck::cast_slice_mut(&mut grid.scale))?;
         Ok(grid)
     }
 

@@ -8,6 +8,10 @@
 //! scales: errors that are made up for are best spread otherwise than those that are not, and the fit knew of none.
 //! What is rounded is φ(Z), as it is stored: rounding twice can give another integer than rounding once.
 //!
+//! GPTQ knows of a column only those before it. So groups and columns are visited again: the scale of each group, and then each
+//! column, becomes what loses least of tr(E·H·Eᵀ) beside all others as they are, which is a division each: of the scale
+//! Σ c·(E·H) / (c·H·c) of its codes c = W_Z − z, of a column (E·H)_j / H_jj (coordinate descent: Behdin et al. 2023, "QuantEase").
+//!
 //! The inputs x are those of a model whose linears before are rounded already. So that a linear gives what it gave of the
 //! inputs x̂ of the float model, it takes over a part of W·D·H⁻¹ with D = Σ (x̂ − x)·xᵀ before it is rounded: all of it is the
 //! least squares of W·x̂ by x (Li et al. 2025, "GPTAQ"; Zhang et al. 2025, "Qronos").
@@ -34,6 +38,9 @@ const PART: f64 = 0.25;
 const ROWS: usize = 32;
 /// Columns whose errors are handed on together.
 const BLOCK: usize = 64;
+/// How often groups and columns are visited again. By one layer of SmolLM2-135M-Instruct at w4g64s, what is lost of outputs of
+/// other text goes down by 5 % in 4 rounds, by 6 % in 8.
+const ROUNDS: usize = 3;
 /// What a row's scales are multiplied by; of those that lose the same, the first.
 const FACTORS: [f32; 7] = [1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 1.06];
 
@@ -44,6 +51,8 @@ pub struct Order {
     shares: Vec<f32>,
     /// R_jj², in that order.
     sizes: Vec<f32>,
+    /// H with what was added to its diagonal, in that order.
+    gram: Vec<f32>,
     /// [`PART`] of (H + damping)⁻¹·Dᵀ [k, k], columns as they lie; none if D is 0.
     shift: Option<Vec<f32>>,
 }
@@ -77,12 +86,17 @@ impl Order {
             }
         });
         let sizes = (0..k).rev().map(|at| l[(at, at)].powi(2) as f32).collect();
+        let mut ordered = vec![0.0; k * k];
+        ordered.par_chunks_exact_mut(k).zip(&columns).enumerate().for_each(|(i, (to, column))| {
+            to.iter_mut().zip(&columns).for_each(|(to, j)| *to = gram[column * k + j]);
+            to[i] += damping as f32;
+        });
         let shift = drift.iter().any(|d| *d != 0.0).then(|| shift(&l, &columns, drift));
-        Some(Order { columns, shares, sizes, shift })
+        Some(Order { columns, shares, sizes, gram: ordered, shift })
     }
 
-    /// Z [n, k] = W/s + z becomes what is rounded: φ of each number as it was when its turn came, by the scales of its row
-    /// times what is returned [n].
+    /// Z [n, k] = W/s + z becomes what is rounded: φ of each number as it was when its turn came last, by the scales [n, G]
+    /// that are returned.
     pub fn compensate(
         &self,
         workspace: &Workspace,
@@ -91,19 +105,36 @@ impl Order {
         scheme: Scheme,
         phi: Phi,
     ) -> Vec<f32> {
-        let k = self.columns.len();
         if let Some(shift) = &self.shift {
-            correct(workspace, shift, z, of, scheme, k);
+            correct(workspace, shift, z, of, scheme, self.columns.len());
         }
-        let mut factors = vec![1.0; z.len() / k];
-        let panels = z.par_chunks_mut(ROWS * k).zip(factors.par_chunks_mut(ROWS)).enumerate();
-        panels.for_each_init(Panel::default, |panel, (at, (z, factors))| {
+        self.round(z, of, scheme, phi, ROUNDS)
+    }
+
+    /// The same without what inputs lack, by so many rounds of visits after GPTQ.
+    fn round(&self, z: &mut [f32], of: &LinearGrid, scheme: Scheme, phi: Phi, rounds: usize) -> Vec<f32> {
+        let k = self.columns.len();
+        let groups = scheme.groups(k);
+        let mut members = vec![Vec::new(); groups];
+        for (at, column) in self.columns.iter().enumerate() {
+            members[column / scheme.group_size(k)].push(at);
+        }
+        let mut scale = of.scale.clone();
+        let panels = z.par_chunks_mut(ROWS * k).zip(scale.par_chunks_mut(ROWS * groups)).enumerate();
+        panels.for_each_init(Panel::default, |panel, (at, (z, scale))| {
             simd(
                 #[inline(always)]
-                || panel.choose(self, z, of, (scheme, phi), at * ROWS, factors),
+                || {
+                    panel.read(self, z, of, scheme, at * ROWS);
+                    panel.choose(self, scheme, phi);
+                    if rounds > 0 {
+                        panel.settle(self, &members, scheme, phi, rounds);
+                    }
+                    panel.write(self, z, scale);
+                },
             );
         });
-        factors
+        scale
     }
 }
 
@@ -168,25 +199,19 @@ struct Panel {
     scales: Vec<Lanes>,
     zeros: Vec<Lanes>,
     z: Vec<Lanes>,
-    /// What a column took over, in units of W.
+    /// What a column took over, in units of W; then E·H.
     taken: Vec<Lanes>,
     best: Vec<Lanes>,
+    /// W_Z − z.
+    codes: Vec<Lanes>,
+    /// H·c of a group's codes c.
+    weighed: Vec<Lanes>,
 }
 
 impl Panel {
-    /// Rounds the rows from `first` on by each factor and keeps what loses least.
+    /// Rounds by each factor and keeps what loses least.
     #[inline(always)]
-    fn choose(
-        &mut self,
-        by: &Order,
-        z: &mut [f32],
-        of: &LinearGrid,
-        (scheme, phi): (Scheme, Phi),
-        first: usize,
-        factors: &mut [f32],
-    ) {
-        let (k, rows) = (by.columns.len(), factors.len());
-        self.read(by, z, of, scheme, first);
+    fn choose(&mut self, by: &Order, scheme: Scheme, phi: Phi) {
         let (mut least, mut chosen) = ([f32::INFINITY; ROWS], [1.0; ROWS]);
         for factor in FACTORS {
             let loss = self.round(by, scheme, phi, factor);
@@ -201,12 +226,118 @@ impl Panel {
                 }
             }
         }
-        for row in 0..rows {
-            for (best, column) in self.best.iter().zip(&by.columns) {
-                z[row * k + column] = best[row];
+        for scale in &mut self.scales {
+            for row in 0..ROWS {
+                scale[row] *= chosen[row];
             }
         }
-        factors.copy_from_slice(&chosen[..rows]);
+    }
+
+    /// Visits the groups, of these columns, and the columns again.
+    #[inline(always)]
+    fn settle(&mut self, by: &Order, members: &[Vec<usize>], scheme: Scheme, phi: Phi, rounds: usize) {
+        let k = by.columns.len();
+        let (group, qmin, qmax) = (scheme.group_size(k), scheme.qmin(), scheme.qmax());
+        self.codes.resize(k, [0.0; ROWS]);
+        self.weighed.resize(k, [0.0; ROWS]);
+        for scale in &mut self.scales {
+            *scale = scale.map(grid::forward_scale);
+        }
+        for (j, column) in by.columns.iter().enumerate() {
+            let (best, zero, scale) = (&self.best[j], &self.zeros[column / group], &self.scales[column / group]);
+            for row in 0..ROWS {
+                self.codes[j][row] = grid::code(best[row], qmin, qmax) - zero[row];
+                self.z[j][row] = self.w[j][row] - self.codes[j][row] * scale[row];
+            }
+        }
+        for (taken, gram) in self.taken.iter_mut().zip(by.gram.chunks_exact(k)) {
+            *taken = [0.0; ROWS];
+            hand_on(gram, &self.z, taken);
+        }
+        for _ in 0..rounds {
+            for (g, columns) in members.iter().enumerate() {
+                self.visit_group(by, g, columns);
+            }
+            self.visit_columns(by, scheme, phi);
+        }
+    }
+
+    /// The scale of group `g`.
+    #[inline(always)]
+    fn visit_group(&mut self, by: &Order, g: usize, columns: &[usize]) {
+        let k = by.columns.len();
+        for (weighed, gram) in self.weighed.iter_mut().zip(by.gram.chunks_exact(k)) {
+            let mut sum = [0.0; ROWS];
+            for j in columns {
+                for (sum, code) in sum.iter_mut().zip(&self.codes[*j]) {
+                    *sum = gram[*j].mul_add(*code, *sum);
+                }
+            }
+            *weighed = sum;
+        }
+        let (mut over, mut under) = ([0.0; ROWS], [0.0; ROWS]);
+        for j in columns {
+            for row in 0..ROWS {
+                over[row] += self.codes[*j][row] * self.taken[*j][row];
+                under[row] += self.codes[*j][row] * self.weighed[*j][row];
+            }
+        }
+        let mut more = [0.0; ROWS];
+        for row in 0..ROWS {
+            let scale = self.scales[g][row];
+            let least = grid::forward_scale(scale + over[row] / under[row]);
+            // A group without codes, or of inputs that are all 0, has no least.
+            if least > 0.5 * scale && least < 2.0 * scale {
+                (self.scales[g][row], more[row]) = (least, least - scale);
+            }
+        }
+        for (taken, weighed) in self.taken.iter_mut().zip(&self.weighed) {
+            for row in 0..ROWS {
+                taken[row] -= more[row] * weighed[row];
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn visit_columns(&mut self, by: &Order, scheme: Scheme, phi: Phi) {
+        let k = by.columns.len();
+        let (group, qmin, qmax) = (scheme.group_size(k), scheme.qmin(), scheme.qmax());
+        for from in (0..k).step_by(BLOCK) {
+            let (to, mut changes) = ((from + BLOCK).min(k), [[0.0; ROWS]; BLOCK]);
+            for j in from..to {
+                let gram = &by.gram[j * k..(j + 1) * k];
+                let mut error = self.taken[j];
+                hand_on(&gram[from..j], &changes, &mut error);
+                let g = by.columns[j] / group;
+                let (scale, zero) = (&self.scales[g], &self.zeros[g]);
+                let (best, code, change) = (&mut self.best[j], &mut self.codes[j], &mut changes[j - from]);
+                for row in 0..ROWS {
+                    best[row] = code[row] + error[row] / (gram[j] * scale[row]) + zero[row];
+                }
+                phi.keep(scheme, best);
+                for row in 0..ROWS {
+                    let least = grid::code(best[row], qmin, qmax) - zero[row];
+                    (change[row], code[row]) = (scale[row] * (code[row] - least), least);
+                }
+            }
+            for (taken, gram) in self.taken.iter_mut().zip(by.gram.chunks_exact(k)) {
+                hand_on(&gram[from..to], &changes, taken);
+            }
+        }
+    }
+
+    /// What is rounded to the rows of `z`, and the scales.
+    #[inline(always)]
+    fn write(&self, by: &Order, z: &mut [f32], scale: &mut [f32]) {
+        let (k, groups) = (by.columns.len(), self.scales.len());
+        for (row, (z, scale)) in z.chunks_exact_mut(k).zip(scale.chunks_exact_mut(groups)).enumerate() {
+            for (best, column) in self.best.iter().zip(&by.columns) {
+                z[*column] = best[row];
+            }
+            for (to, scale) in scale.iter_mut().zip(&self.scales) {
+                *to = scale[row];
+            }
+        }
     }
 
     #[inline(always)]
@@ -268,7 +399,7 @@ impl Panel {
 
 /// taken += Σ share·error
 #[inline(always)]
-fn hand_on(shares: &[f32], errors: &[Lanes; BLOCK], taken: &mut Lanes) {
+fn hand_on(shares: &[f32], errors: &[Lanes], taken: &mut Lanes) {
     let mut sum = *taken;
     for (share, error) in shares.iter().zip(errors) {
         for row in 0..ROWS {
