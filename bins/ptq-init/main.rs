@@ -11,7 +11,7 @@ use common::format::atomic::{FileDigest, OutputFile, PartDir};
 use common::format::safetensors::TensorWriter;
 use common::model::host::Source;
 use common::model::names::{self, LinearName};
-use common::quant::{LinearGrid, Scheme, fit::Fit, grid};
+use common::quant::{LinearGrid, Scheme, Symmetry, fit::Fit, grid};
 use common::stage::base::BaseModel;
 use common::stage::record::{self, Begin, Input, Kind, Record};
 use common::stage::scales;
@@ -105,10 +105,10 @@ fn gpu(args: &Args, scheme: Scheme) -> Result<Option<Fitting>> {
         return Ok(None);
     }
     if !Fitting::takes(args.fit, scheme) {
-        let told = format!(
-            "{} of {scheme} is fitted on the CPU: only minmax, lp:2 and lp:3 without scales of both signs are the same to the bit",
-            args.fit
-        );
+        let told = match scheme.symmetry {
+            Symmetry::Signed => format!("{scheme} is fitted on the CPU: the kernels know no scales of both signs"),
+            _ => format!("{} is fitted on the CPU: only minmax, lp:2 and lp:3 are the same to the bit", args.fit),
+        };
         cli::say(&args.common, "ptq-init", told);
         return Ok(None);
     }

@@ -36,7 +36,7 @@ fn scales_of_either_device_are_the_same_files() {
     on(&device, &dir, "ptq-init folded --device cuda -o kept").0.ok();
 }
 
-/// `auto` takes the GPU, but not for a power whose last bit is another one there; the first weight that is not finite is
+/// `auto` takes the GPU, but not for a power whose last bit is another one there, nor for scales of both signs; the first weight that is not finite is
 /// named as on the CPU.
 #[test]
 fn what_the_gpu_does_not_fit() {
@@ -46,11 +46,13 @@ fn what_the_gpu_does_not_fit() {
     let dir = Dir::with_stages();
     assert!(ok(&Device::new(), &dir, "ptq-init model --scheme w4g8 -o auto").launches > 0);
     for device in ["auto", "cuda"] {
-        let line = format!("ptq-init model --scheme w4g8 --fit lp:2.4 --device {device} -o {device}-power");
-        let (ran, report) = on(&Device::new(), &dir, &line);
-        assert!(ran.stderr.contains("lp:2.4 is fitted on the CPU"), "{}", ran.stderr);
-        ran.ok();
-        assert_eq!(report.launches, 0);
+        for (scheme, fit, says) in [("w4g8", "lp:2.4", "lp:2.4 is fitted"), ("w4g8s", "lp:3", "w4g8s is fitted")] {
+            let line = format!("ptq-init model --scheme {scheme} --fit {fit} --device {device} -o {device}-{scheme}");
+            let (ran, report) = on(&Device::new(), &dir, &line);
+            assert!(ran.stderr.contains(&format!("{says} on the CPU")), "{}", ran.stderr);
+            ran.ok();
+            assert_eq!(report.launches, 0);
+        }
     }
     let mut tensors = tiny_llama::tensors();
     let bad = tensors.iter_mut().find(|t| t.name == "model.layers.1.self_attn.k_proj.weight").unwrap();
