@@ -219,7 +219,9 @@ impl Drop for PartDir {
 fn refuse_foreign(part: &Path) -> Result<()> {
     let ours = || part.join(LOCK).symlink_metadata().is_ok();
     let empty = || fs::read_dir(part).is_ok_and(|mut entries| entries.next().is_none());
-    if part.symlink_metadata().is_err() || part.is_dir() && (ours() || empty()) {
+    let foreign = || part.symlink_metadata().is_ok() && !(part.is_dir() && (empty() || ours()));
+    // Another process may be making, naming or removing it between these looks; what is somebody's stays.
+    if !(0..3).all(|_| foreign()) {
         return Ok(());
     }
     let (found, expected) = ("it is in the way, and not of lrqat", "nothing, or what a tool that was stopped left");
