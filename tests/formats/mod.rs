@@ -158,6 +158,24 @@ fn negative_scales_of_a_symmetric_model() {
     }
 }
 
+/// No weight is above zero, so that no group wants a negative scale: what is read back is the scheme all the same.
+#[test]
+fn scales_of_both_signs_that_are_all_positive() {
+    let dir = wide();
+    let mut tensors = tiny_llama::tensors_of(&tiny_llama::WIDE);
+    for t in tensors.iter_mut().filter(|t| t.name.contains("proj")) {
+        t.bytes.chunks_exact_mut(2).for_each(|bf16| bf16[1] |= 0x80);
+    }
+    fs::write(dir.join("model/model.safetensors"), tiny_llama::safetensors(&tensors)).unwrap();
+    dir.run("ptq-init model --scheme w4g32s --fit minmax -o scales").ok();
+    dir.run("lr-wrap scales --rank 0 -o wrapped").ok();
+    for format in ["compressed-tensors", "gptq", "awq", "gguf"] {
+        dir.run(&format!("fold wrapped --format {format} -o {format}")).ok();
+        let of = nll(&dir, &["wrapped".into(), format.into()]);
+        assert_eq!(of[0].to_bits(), of[1].to_bits(), "{format}");
+    }
+}
+
 /// Another scheme than its own rounds a quantized model again, and says so.
 #[test]
 fn a_quantized_model_at_another_scheme() {

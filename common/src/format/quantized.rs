@@ -72,11 +72,15 @@ impl Lookup<'_> {
         Err(self.bad(format!("{name} holds {found}"), expected))
     }
 
-    /// Whether one of these scales is negative; a tensor that is not there or holds no floats has none.
+    /// Whether one of these scales is negative; a tensor that is not there or holds no floats has none. The pages of the file
+    /// are let go of.
     pub fn any_negative(&self, name: &str) -> bool {
         let Some(t) = self.get(name).filter(|t| is_float(t.dtype)) else { return false };
         // The sign is the highest bit of the last byte.
-        t.bytes().chunks_exact(t.dtype.bitsize() / 8).fold(false, |any, s| any | (s[s.len() - 1] & 0x80 != 0))
+        let negative = |any, s: &[u8]| any | (s[s.len() - 1] & 0x80 != 0);
+        let any = t.bytes().chunks_exact(t.dtype.bitsize() / 8).fold(false, negative);
+        t.forget();
+        any
     }
 
     /// Some writers give every linear a bias of zeros; one that is not zero would be lost here.

@@ -38,8 +38,8 @@ const PART: f64 = 0.25;
 const ROWS: usize = 32;
 /// Columns whose errors are handed on together.
 const BLOCK: usize = 64;
-/// How often groups and columns are visited again. By one layer of SmolLM2-135M-Instruct at w4g64s, what is lost of outputs of
-/// other text goes down by 5 % in 4 rounds, by 6 % in 8.
+/// How often groups and columns are visited again. In two blocks of SmolLM2-135M-Instruct at w4g64s, what is lost of outputs of
+/// other windows goes down by 2.5 to 7.6 % in 4 rounds; 8 lose one part in a hundred less of those it is weighed by.
 const ROUNDS: usize = 3;
 /// What a row's scales are multiplied by; of those that lose the same, the first.
 const FACTORS: [f32; 7] = [1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 1.06];

@@ -47,15 +47,13 @@ fn holds(ty: GgmlType, scheme: Scheme, k: usize) -> bool {
 pub fn encode(ty: GgmlType, scheme: Scheme, k: usize, integers: &Integers, out: &mut [u8]) {
     assert!(holds(ty, scheme, k), "{} cannot hold {scheme} in rows of {k}", ty.name());
     let (group, groups) = (scheme.group_size(k), scheme.groups(k));
+    let grid = &integers.grid;
+    let (mut codes, mut scales) = (Cow::Borrowed(&integers.codes[..]), Cow::Borrowed(&grid.scale[..]));
     // Q2_K says any zero point, the others a scale of either sign.
-    let (scales, mut mirrored) = match ty {
-        Q2K => (Cow::Borrowed(&integers.grid.scale[..]), Cow::Borrowed(&integers.codes[..])),
-        _ => (integers.grid.stored_scale(scheme), Cow::Borrowed(&integers.codes[..])),
-    };
     if ty != Q2K && scheme.symmetry == Symmetry::Signed {
-        integers.grid.mirror(mirrored.to_mut(), 0, k, scheme);
+        grid.mirror(codes.to_mut(), 0, k, scheme);
+        scales = grid.stored_scale(scheme);
     }
-    let (codes, grid) = (&mirrored[..], &integers.grid);
     let (n, half) = (codes.len() / k, 1u8 << (scheme.bits - 1));
     assert!(codes.len() == n * k && grid.scale.len() == n * groups, "integers of [{n}, {k}]");
     let group_bytes = group / ty.block_len() * ty.block_bytes();
