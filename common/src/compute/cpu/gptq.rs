@@ -28,8 +28,10 @@ use crate::compute::cpu::simd::simd;
 use crate::quant::lanes::not_finite;
 use crate::quant::{LinearGrid, Phi, Scheme, grid};
 
-/// Added to the diagonal of H, of its mean (GPTQ).
-const DAMPING: f64 = 0.01;
+/// Added to the diagonal of H, of its mean. GPTQ's 0.01 fits the text that it is shown: of three blocks of
+/// SmolLM2-135M-Instruct at w4g64s, shown Wikipedia, the output lacks (|y − ŷ|² / |y|²) 0.0038 on other Wikipedia text and 0.0089
+/// on web text; with 0.05 0.0037 and 0.0077, with this 0.0039 and 0.0070, with 1 0.0046 and 0.0072.
+const DAMPING: f64 = 0.2;
 /// The part of W·D·H⁻¹ that is taken over, as in GPTAQ's code. Least squares make outputs smaller where inputs differ by noise,
 /// and that adds up over the blocks: KL divergence of SmolLM2-135M-Instruct at w4pc on web text, by 32 windows, 0.2456 with
 /// nothing of it, 0.1976 with this, 0.4598 with all.

@@ -27,7 +27,8 @@ fn gptq(z: &[f32], of: &LinearGrid, scheme: Scheme, phi: Phi, gram: &[f32], k: u
     let mean = (0..k).map(|i| f64::from(gram[i * k + i])).sum::<f64>() / k as f64;
     let mut order: Vec<usize> = (0..k).collect();
     order.sort_by(|i, j| gram[j * k + j].total_cmp(&gram[i * k + i]));
-    let damped = |i: usize, j: usize| f64::from(gram[order[i] * k + order[j]]) + if i == j { 0.01 * mean } else { 0.0 };
+    let damped =
+        |i: usize, j: usize| f64::from(gram[order[i] * k + order[j]]) + if i == j { DAMPING * mean } else { 0.0 };
     let h = Mat::from_fn(k, k, damped);
     let inverse = h.partial_piv_lu().solve(Mat::<f64>::identity(k, k));
     let u = inverse.llt(Side::Lower).unwrap().L().transpose().to_owned();
