@@ -7,7 +7,7 @@ use common::model::config::{Config, Rope, Scaling};
 use common::model::ledger::Keeping;
 use common::model::names;
 use common::quant::Phi;
-use common::stage::wrapping::{Place, RoundingChoice, Wrapping};
+use common::stage::wrapping::{Place, RoundedBy, Wrapping};
 use common::train::Recipe;
 use common::train::plan::{FloatBytes, Holding, plan, total};
 
@@ -43,7 +43,7 @@ fn planned_gb<B: Backend>(config: &Config, recipe: &Recipe, scheme: &str, phi: P
         alpha: 1.0,
         seed: 0,
         from_error: false,
-        rounding: RoundingChoice::Nearest,
+        rounding: RoundedBy::Nearest,
     };
     let holding = Holding { config, scheme, wrapping, floats, recipe, keeping: Keeping::default(), taught: None };
     // In f32, on two threads: the same wherever the test runs.

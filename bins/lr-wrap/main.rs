@@ -15,13 +15,13 @@ use common::model::host::Source;
 use common::model::inputs::{MeanSquares, mean_squares};
 use common::model::names;
 use common::quant::Phi;
-use common::stage::compensated::Compensated;
+use common::stage::compensated::{Compensated, Did};
 use common::stage::init::{Factors, fit_error};
 use common::stage::record::{self, Begin, Kind, Record};
 use common::stage::scales::Scales;
 use common::stage::shards::Shards;
 use common::stage::wrapped;
-use common::stage::wrapping::{Budget, Place, RankChoice, RoundingChoice, Targets, Wrapping};
+use common::stage::wrapping::{Budget, Place, RankChoice, RoundedBy, Targets, Wrapping};
 
 /// Adds low-rank factors A and B: inside the rounding, or as an adapter beside fixed integers
 #[derive(Parser)]
@@ -49,14 +49,19 @@ struct Args {
     /// Outside: part of an adapter's input that is dropped in training [default: 0]
     #[arg(long, value_name = "PART")]
     dropout: Option<f32>,
-    /// How weights are rounded before training: to the nearest integer, or so that columns make up for what those before
-    /// them lost, as inputs weigh it (gptq; needs --shards)
+    /// How weights are rounded before training: to the nearest integer; so that columns make up for what those before them
+    /// lost, as inputs weigh it (gptq; needs --shards); or, from there on, learned block by block, so that each gives what
+    /// the float model's does (learned; needs --shards)
     #[arg(long, value_enum, default_value = "nearest")]
-    rounding: RoundingChoice,
+    rounding: RoundingWord,
+    /// With --rounding learned: steps of 8 windows that each block learns by [default: 200]
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
     /// error: A and B start as the best product of their rank for what rounding lost
     #[arg(long, value_enum)]
     init: Option<Init>,
-    /// What inputs weigh, from windows of 512 tokens of what shard made: 128 with --rounding gptq, 16 with --init error
+    /// What inputs weigh, from windows of 512 tokens of what shard made: 128 with --rounding gptq, 400 with
+    /// --rounding learned, 16 with --init error
     /// [default: with --init error, all the same]
     #[arg(long, value_name = "DIR")]
     shards: Option<PathBuf>,
@@ -74,6 +79,13 @@ struct Args {
 enum Where {
     Inside,
     Outside,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RoundingWord {
+    Nearest,
+    Gptq,
+    Learned,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -141,19 +153,22 @@ fn wrapping(args: &Args, scales: &Scales) -> Result<Wrapping> {
         return refuse(format!("--alpha {alpha}, expected a finite number"), "give --alpha 1");
     }
     let from_error = args.init == Some(Init::Error);
-    let gptq = args.rounding == RoundingChoice::Gptq;
+    let rounding = rounded_by(args)?;
+    let (gptq, word) = (rounding != RoundedBy::Nearest, word(args.rounding));
     if args.shards.is_some() && !from_error && !gptq {
         return refuse(
-            "--shards without --rounding gptq or --init error".into(),
+            "--shards without --rounding gptq or learned, or --init error".into(),
             "leave it out; qat-step takes the shards",
         );
     }
     if gptq && args.shards.is_none() {
-        return refuse("--rounding gptq without --shards".into(), "give what shard made of some text");
+        return refuse(format!("--rounding {word} without --shards"), "give what shard made of some text");
     }
     if gptq && from_error && !outside {
         return refuse(
-            "--rounding gptq with --init error: inside the rounding nothing is left that A and B could start at".into(),
+            format!(
+                "--rounding {word} with --init error: inside the rounding nothing is left that A and B could start at"
+            ),
             "leave --init error out",
         );
     }
@@ -178,22 +193,43 @@ fn wrapping(args: &Args, scales: &Scales) -> Result<Wrapping> {
         if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
             return refuse(format!("--{flag} with --rank 0: there are no factors"), "leave it out, or give a rank");
         }
-        return Ok(Wrapping::scales_alone(args.rounding, if gptq { args.seed } else { 0 }));
+        return Ok(Wrapping::scales_alone(rounding, if gptq { args.seed } else { 0 }));
     }
     if !outside {
         let place = Place::Inside { phi: args.phi.unwrap_or(Phi::Q) };
         let alpha = args.alpha.unwrap_or(1.0);
-        return Ok(Wrapping { place, rank, alpha, seed: args.seed, from_error, rounding: args.rounding });
+        return Ok(Wrapping { place, rank, alpha, seed: args.seed, from_error, rounding });
     }
     let (megabytes, factor) = ((budget.per_rank * rank as u64) as f64 / 1e6, budget.factor(rank));
     let size = format!("rank {rank}: {megabytes:.1} MB of adapters, {factor:.3} times the quantized size");
     cli::say(&args.common, "lr-wrap", size);
     let alpha = args.alpha.unwrap_or(4.0 * rank as f32);
     let place = Place::Outside { targets, dropout };
-    Ok(Wrapping { place, rank, alpha, seed: args.seed, from_error, rounding: args.rounding })
+    Ok(Wrapping { place, rank, alpha, seed: args.seed, from_error, rounding })
 }
 
-/// The weights rounded by GPTQ, if it is asked for.
+fn word(rounding: RoundingWord) -> &'static str {
+    match rounding {
+        RoundingWord::Nearest => "nearest",
+        RoundingWord::Gptq => "gptq",
+        RoundingWord::Learned => "learned",
+    }
+}
+
+fn rounded_by(args: &Args) -> Result<RoundedBy> {
+    const STEPS: u64 = 200;
+    match (args.rounding, args.steps) {
+        (RoundingWord::Learned, Some(0)) => {
+            Err(Error::usage("--steps 0: nothing is learned", "give --rounding gptq, or some steps"))
+        }
+        (RoundingWord::Learned, steps) => Ok(RoundedBy::Learned { steps: steps.unwrap_or(STEPS) }),
+        (_, Some(_)) => Err(Error::usage("--steps is for --rounding learned", "leave it out")),
+        (RoundingWord::Nearest, None) => Ok(RoundedBy::Nearest),
+        (RoundingWord::Gptq, None) => Ok(RoundedBy::Gptq),
+    }
+}
+
+/// The weights rounded by GPTQ, or learned, if it is asked for.
 fn compensated(
     args: &Args,
     scales: &Scales,
@@ -201,11 +237,21 @@ fn compensated(
     shards: Option<&Shards>,
     part: &PartDir,
 ) -> Result<Option<Compensated>> {
-    const WINDOWS: u64 = 128;
-    let (RoundingChoice::Gptq, Some(shards)) = (wrapping.rounding, shards) else { return Ok(None) };
-    let batches = sampled(scales, shards, wrapping.seed, WINDOWS)?;
-    let bar = progress::count(&args.common, "gptq", names::linears(scales.model.config()).len() as u64);
-    let made = Compensated::new(scales, wrapping.place, &batches, part.path(), || bar.inc(1));
+    let (RoundedBy::Gptq | RoundedBy::Learned { .. }, Some(shards)) = (wrapping.rounding, shards) else {
+        return Ok(None);
+    };
+    let batches = sampled(scales, shards, wrapping.seed, wrapping.rounding.windows())?;
+    let config = scales.model.config();
+    let (linears, blocks) = (names::linears(config).len() as u64, config.layers as u64);
+    let steps = if let RoundedBy::Learned { steps } = wrapping.rounding { blocks * steps } else { 0 };
+    let bar = progress::count(&args.common, word(args.rounding), linears + steps);
+    let made = Compensated::new(scales, wrapping, &batches, part.path(), |did| match did {
+        Did::Linear | Did::Step => bar.inc(1),
+        Did::Learned { layer, errors: [before, after] } => bar.suspend(|| {
+            let done = format!("block {} of {blocks}: its output lacked {before:.5}, lacks {after:.5}", layer + 1);
+            cli::say(&args.common, "lr-wrap", done);
+        }),
+    });
     bar.finish_and_clear();
     made.map(Some)
 }

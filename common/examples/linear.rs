@@ -81,7 +81,7 @@ fn time<B: Timed>(backend: &B, [rows, n, k]: [usize; 3], scheme: Scheme, rank: u
     let (mut ds, mut da, mut db) = (random(0, sizes[0]), random(0, sizes[1]), random(0, sizes[2]));
     let mut gradients = activation(0, rows * k);
     let mut backward = || {
-        let grads = Some(Gradients { scale: Some(&mut ds), factors: Some([&mut da, &mut db]) });
+        let grads = Some(Gradients { scale: Some(&mut ds), factors: Some([&mut da, &mut db]), latent: None });
         let branch = Branch { weight: weight(Some(&integers)), dy: &dy, grads };
         backend.linears_backward(&x, rows, [branch], Output::Activation(&mut gradients));
     };

@@ -28,9 +28,8 @@ fn gptq_loses_less_than_the_nearest() {
     // The same integers: Φ0 in floating point rounds to those that are stored beside adapters.
     dir.run(&format!("{line} --phi f32 --threads 1 -o exact")).ok();
     dir.run(&format!("{line} --rank 0 --threads 2 -o alone")).ok();
-    // What was made up for is what is stored, whatever Φ0 is stored as.
     let exact = divergence(&dir, "exact");
-    assert!((inside / exact - 1.0).abs() < 0.03, "{inside} {exact}");
+    assert!(exact < 0.6 * nearest, "{nearest} {exact}");
     dir.run("fold exact -o of-exact").ok();
     dir.run("fold alone -o of-alone").ok();
     let read = |name: &str| fs::read(dir.join(name).join("model.safetensors")).unwrap();
@@ -54,6 +53,9 @@ fn gptq_loses_less_than_the_nearest() {
     dir.run("qat-step inside --shards shards --steps 2 --batch 2 --seq 64 -o trained").ok();
     dir.run("ptq-init of-alone -o kept").ok();
     for (flags, told) in [
+        ("scales --rounding learned", "--rounding learned without --shards"),
+        ("scales --rounding learned --steps 0 --shards shards", "--steps 0: nothing is learned"),
+        ("scales --rounding gptq --steps 9 --shards shards", "--steps is for --rounding learned"),
         ("scales --rounding gptq", "--rounding gptq without --shards"),
         ("scales --rounding gptq --shards shards --init error", "inside the rounding nothing is left"),
         ("kept --rounding gptq --shards shards", "they are not rounded again"),
@@ -62,4 +64,31 @@ fn gptq_loses_less_than_the_nearest() {
         assert!(stderr.contains(told), "{flags}: {stderr}");
         assert!(!dir.join("x").exists() && !dir.join("x.part").exists(), "{flags}");
     }
+}
+
+/// What a block learns of the float model's outputs is less than GPTQ leaves, on text that was not asked; and the same with any
+/// number of threads.
+#[test]
+fn learned_loses_less_than_gptq() {
+    let dir = Dir::new();
+    dir.run(&format!("ptq-init {DEMO}/model --scheme w3pc -o scales")).ok();
+    dir.run(&format!("shard {DEMO}/train.txt --tokenizer {DEMO}/model -o shards")).ok();
+    dir.run("lr-wrap scales --rounding gptq --shards shards -o gptq").ok();
+    let line = "lr-wrap scales --rounding learned --shards shards";
+    dir.run(&format!("{line} --steps 60 -o learned")).ok();
+    let (gptq, learned) = (divergence(&dir, "gptq"), divergence(&dir, "learned"));
+    assert!(learned < 0.9 * gptq, "{gptq} {learned}");
+
+    // The integers that were learned are those that are stored, inside the rounding and beside it.
+    for (name, flags) in [("inside", "--phi q --threads 1"), ("alone", "--rank 0 --threads 2")] {
+        dir.run(&format!("{line} --steps 3 {flags} -o {name}")).ok();
+        dir.run(&format!("fold {name} -o of-{name}")).ok();
+    }
+    let read = |name: &str| fs::read(dir.join(name).join("model.safetensors")).unwrap();
+    assert!(read("of-inside") == read("of-alone"));
+    let card = fs::read_to_string(dir.join("of-alone/README.md")).unwrap();
+    let made = "lr-wrap scales --shards SHARDS --rank 0 --rounding learned --steps 3 --seed 0 -o wrapped";
+    assert!(card.contains("learned block by block") && card.contains(made), "{card}");
+
+    dir.run("qat-step learned --shards shards --steps 2 --batch 2 --seq 64 -o trained").ok();
 }

@@ -118,8 +118,10 @@ test_settings() {
     done
     run --dry-run smollm2-135m-w4pc EMBEDDING=q8_0
     check "an embedding's format, before training" grep -q "fold .*--check .*--embedding q8_0" "$work/out"
-    run --dry-run smollm2-135m-w4pc ROUNDING=gptq RUN=r
-    check "rounding by GPTQ" grep -q "lr-wrap r/scales .*--rounding gptq --shards r/shards " "$work/out"
+    for rounding in gptq learned; do
+        run --dry-run smollm2-135m-w4pc ROUNDING=$rounding RUN=r
+        check "rounding: $rounding" grep -q "lr-wrap r/scales .*--rounding $rounding --shards r/shards " "$work/out"
+    done
     check "on text that is there" is "$(sed -n 's/^[^ ]*\(shard\|lr-wrap\) .*/\1/p' "$work/out" | tr '\n' ' ')" "shard lr-wrap "
     run --dry-run demo-w4pc RANK=0
     check "scales alone have no alpha" is "$(grep -c -e --alpha "$work/out")" 0

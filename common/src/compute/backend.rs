@@ -119,6 +119,8 @@ pub struct Gradients<'a, B: Backend + ?Sized> {
     pub scale: Option<&'a mut B::Buffer>,
     /// Of A and B, where there are any.
     pub factors: Option<[&'a mut B::Buffer; 2]>,
+    /// Of the Z [n, k] that fixed integers are rounded from, where each weight is learned on its own. On the CPU alone.
+    pub latent: Option<&'a mut B::Buffer>,
 }
 
 /// A linear in the backward pass: the gradient of its output, and where those of a trained weight accumulate.

@@ -34,18 +34,32 @@ impl<B: Backend> Model<B> {
         b.fill_zero(&mut acts.dx);
         b.rmsnorm_backward(&acts.x, &self.norm, c.norm_eps, rows, c.d, &acts.dhidden, &mut acts.dx);
         for (layer, block) in self.blocks.iter().enumerate().rev() {
-            b.widen(&acts.checkpoints[layer], &mut acts.x, rows * c.d);
             if !acts.integers.all {
                 self.round_block(b, block, acts.integers.of_mut(layer));
             }
-            acts.exchange(layer);
-            self.block_again(b, block, batch, layer, acts);
-            self.mlp_backward(b, block, rows, layer, acts, grads);
-            self.attention_backward(b, block, batch, layer, acts, grads);
-            acts.exchange(layer);
+            self.block_backward(b, block, batch, layer, acts, grads);
         }
         let add = |sum: Terms, row: &RowLoss| Terms { ce: sum.ce + f64::from(row.ce), kl: sum.kl + f64::from(row.kl) };
         Ok(losses.iter().fold(Terms::default(), add))
+    }
+
+    /// dx of a block's output becomes that of its input; the gradients of its parameters accumulate.
+    pub(super) fn block_backward(
+        &self,
+        b: &B,
+        block: &Block<B>,
+        batch: &Batch,
+        layer: usize,
+        acts: &mut Pass<B>,
+        grads: &mut [B::Buffer],
+    ) {
+        let rows = batch.rows();
+        b.widen(&acts.checkpoints[layer], &mut acts.x, rows * self.config.d);
+        acts.exchange(layer);
+        self.block_again(b, block, batch, layer, acts);
+        self.mlp_backward(b, block, rows, layer, acts, grads);
+        self.attention_backward(b, block, batch, layer, acts, grads);
+        acts.exchange(layer);
     }
 
     /// All that the backward pass of a block reads, but for the input of q, k and v.

@@ -63,6 +63,8 @@ pub struct Codes {
     /// Zero points [n, G] on the signed grid, for schemes with `z`.
     pub zero: Option<Vec<f32>>,
     pub adapter: Option<HostAdapter>,
+    /// Z [n, k], which the integers are rounded from, where it is learned.
+    pub latent: Option<Vec<f32>>,
 }
 
 /// Low-rank factors outside the rounding: A [n, r], B [r, k].
@@ -172,7 +174,7 @@ pub fn forward_grid(mut masters: LinearGrid) -> LinearGrid {
 impl Codes {
     /// Packed integers and their forward grid.
     pub fn forward(scheme: Scheme, codes: Tensor, LinearGrid { scale, zero }: LinearGrid) -> Codes {
-        Codes { scheme, codes, scale, master: false, zero, adapter: None }
+        Codes { scheme, codes, scale, master: false, zero, adapter: None, latent: None }
     }
 
     /// The grid of the forward pass.

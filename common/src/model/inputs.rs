@@ -52,6 +52,11 @@ impl<'a, B: Backend> Stream<'a, B> {
         host.load(self.backend, &mut Params::new())
     }
 
+    /// The residual stream of each batch [rows, d], where the model has come to.
+    pub fn streams(&self) -> &[B::Buffer] {
+        &self.streams
+    }
+
     /// Shows some of the inputs of a block [rows, k] for a batch, and computes no further. Its stream stays before the block,
     /// or, after the last input, goes through it.
     pub fn show(

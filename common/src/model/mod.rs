@@ -6,6 +6,7 @@ pub mod forward;
 pub mod generate;
 pub mod host;
 pub mod inputs;
+pub mod learned;
 pub mod ledger;
 pub mod names;
 pub mod params;

@@ -10,6 +10,8 @@ pub enum Rate {
     LowRank,
     /// The scales.
     Scale,
+    /// Z, weight by weight.
+    Latent,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -27,6 +27,8 @@ enum Stored<B: Backend> {
         scale: Scale<B>,
         zero: Option<B::Buffer>,
         adapter: Option<Beside>,
+        /// Z follows the scale in the parameter table.
+        latent: bool,
     },
     LowRank {
         phi: B::Frozen,
@@ -44,6 +46,15 @@ enum Scale<B: Backend> {
     Forward(B::Buffer),
     /// The row of the master in the parameter table.
     Master(usize),
+}
+
+/// Rows of the parameter table that belong to a linear: the first, and which of the scale, Z, and A and B there are, in
+/// this order.
+struct Rows {
+    first: usize,
+    scale: bool,
+    latent: bool,
+    factors: bool,
 }
 
 /// An adapter: the row of A in the parameter table; B follows.
@@ -68,6 +79,9 @@ impl<B: Backend> Linear<B> {
                 } else {
                     Scale::Forward(backend.upload(&c.scale)?)
                 };
+                if let Some(z) = &c.latent {
+                    add("z", vec![n, k], Rate::Latent, z)?;
+                }
                 let mut adapter = None;
                 if let Some(HostAdapter { rank, alpha, a, b }) = &c.adapter {
                     let row = add("lora_a", vec![n, *rank], Rate::LowRank, a)?;
@@ -80,6 +94,7 @@ impl<B: Backend> Linear<B> {
                     scale,
                     zero: upload(&c.zero)?,
                     adapter,
+                    latent: c.latent.is_some(),
                 }
             }
             HostLinear::LowRank(w) => {
@@ -113,7 +128,7 @@ impl<B: Backend> Linear<B> {
         let (n, k) = (self.n, self.k);
         match &self.stored {
             Stored::Float(w) => Weight::Float { w, n, k },
-            Stored::Codes { codes, scheme, scale, zero, adapter } => {
+            Stored::Codes { codes, scheme, scale, zero, adapter, latent: _ } => {
                 let (scale, master) = match scale {
                     Scale::Forward(scale) => (scale, false),
                     Scale::Master(row) => (&params[*row], true),
@@ -145,12 +160,16 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// Rows of the parameter table: the first, whether it is a scale, whether A and B follow.
-    fn rows(&self) -> Option<(usize, bool, bool)> {
+    /// Its rows of the parameter table, if it has some.
+    fn rows(&self) -> Option<Rows> {
         match &self.stored {
-            Stored::LowRank { params, .. } => Some((*params, true, true)),
-            Stored::Codes { scale: Scale::Master(row), adapter, .. } => Some((*row, true, adapter.is_some())),
-            Stored::Codes { adapter: Some(of), .. } => Some((of.params, false, true)),
+            Stored::LowRank { params, .. } => Some(Rows { first: *params, scale: true, latent: false, factors: true }),
+            Stored::Codes { scale: Scale::Master(row), adapter, latent, .. } => {
+                Some(Rows { first: *row, scale: true, latent: *latent, factors: adapter.is_some() })
+            }
+            Stored::Codes { adapter: Some(of), .. } => {
+                Some(Rows { first: of.params, scale: false, latent: false, factors: true })
+            }
             Stored::Codes { .. } | Stored::Float(_) => None,
         }
     }
@@ -162,13 +181,15 @@ impl<B: Backend> Linear<B> {
     ) -> [Option<Gradients<'a, B>>; N] {
         let (mut rest, mut passed) = (grads, 0);
         linears.map(|linear| {
-            let (row, scale, factors) = linear.rows()?;
-            let count = usize::from(scale) + 2 * usize::from(factors);
-            let (own, after) = std::mem::take(&mut rest).split_at_mut(row - passed).1.split_at_mut(count);
-            (rest, passed) = (after, row + count);
-            let (of_scale, own) = own.split_at_mut(usize::from(scale));
+            let Rows { first, scale, latent, factors } = linear.rows()?;
+            let (scale, latent, factors) = (usize::from(scale), usize::from(latent), 2 * usize::from(factors));
+            let count = scale + latent + factors;
+            let (own, after) = std::mem::take(&mut rest).split_at_mut(first - passed).1.split_at_mut(count);
+            (rest, passed) = (after, first + count);
+            let (of_scale, own) = own.split_at_mut(scale);
+            let (of_latent, own) = own.split_at_mut(latent);
             let factors = if let [a, b] = own { Some([a, b]) } else { None };
-            Some(Gradients { scale: of_scale.first_mut(), factors })
+            Some(Gradients { scale: of_scale.first_mut(), factors, latent: of_latent.first_mut() })
         })
     }
 }

@@ -88,6 +88,16 @@ impl Phi {
         }
     }
 
+    /// Z moves so far into the range that its integer has, that φ of it has the same.
+    #[inline(always)]
+    pub fn settle(scheme: Scheme, z: &mut [f32]) {
+        let (qmin, qmax, most) = (scheme.qmin(), scheme.qmax(), (0.5 - Phi::unit(scheme)).max(0.0));
+        for z in z {
+            let code = grid::code(*z, qmin, qmax);
+            *z = clip(*z, code - most, code + most);
+        }
+    }
+
     /// The step of [`Phi::Q`].
     #[inline(always)]
     pub fn unit(scheme: Scheme) -> f32 {
@@ -208,6 +218,35 @@ mod tests {
                         Phi::F32 => *x,
                     };
                     assert_eq!(y, expected, "{word} {phi} {x}");
+                }
+            }
+        }
+    }
+
+    /// Whatever Φ0 is stored as, what was settled has the integer that it had, and has moved by no more than a step of
+    /// [`Phi::Q`] from where it was within the grid.
+    #[test]
+    fn what_settled_keeps_its_integer() {
+        for bits in 2..=8u32 {
+            let scheme: Scheme = format!("w{bits}pc").parse().unwrap();
+            let (qmin, qmax) = (scheme.qmin(), scheme.qmax());
+            let ends = (qmax - qmin + 3.0) * 64.0;
+            let z: Vec<f32> = (0..ends as usize)
+                .flat_map(|i| {
+                    let z = qmin - 1.5 + i as f32 / 64.0;
+                    [z.next_down(), z, z.next_up()]
+                })
+                .collect();
+            let mut settled = z.clone();
+            Phi::settle(scheme, &mut settled);
+            for phi in [Phi::Q, Phi::Int, Phi::Bf16, Phi::F32] {
+                let mut kept = settled.clone();
+                phi.keep(scheme, &mut kept);
+                for ((z, settled), kept) in z.iter().zip(&settled).zip(&kept) {
+                    let code = grid::code(*z, qmin, qmax);
+                    assert_eq!(grid::code(*kept, qmin, qmax), code, "w{bits}pc {phi} {z}");
+                    let inside = (*z - code).abs() <= 0.5;
+                    assert!(!inside || (settled - z).abs() <= Phi::unit(scheme), "w{bits}pc {z} {settled}");
                 }
             }
         }

@@ -1,18 +1,21 @@
 //! Weights rounded by GPTQ before training starts, input by input of block by block: each is what is given by all linears
-//! before it, rounded already, and beside it goes what the float model gives there. Scales change with the integers.
+//! before it, rounded already, and beside it goes what the float model gives there. Scales change with the integers. A block
+//! can learn its rounding from there on.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::init::inputs_not_finite;
 use super::scales::Scales;
 use super::wrapped::pack_phi;
-use super::wrapping::Place;
+use super::wrapping::{Place, RoundedBy, Wrapping};
 use crate::compute::cpu::Cpu;
+use crate::compute::cpu::element::Element;
 use crate::compute::cpu::gptq::Order;
 use crate::compute::cpu::linear::Workspace;
 use crate::compute::cpu::product::{Lines, ToF32};
@@ -22,9 +25,20 @@ use crate::model::Config;
 use crate::model::forward::Batch;
 use crate::model::host::{Codes, HostLinear, Source, forward_grid, pack_rows};
 use crate::model::inputs::{INPUT_OF, Stream, widths};
+use crate::model::learned::{Learner, Streams};
 use crate::model::names::{self, LinearName};
 use crate::model::weights::HostBlock;
 use crate::quant::{LinearGrid, Phi, Scheme, pack};
+
+/// What was done of the work.
+pub enum Did {
+    /// A linear was rounded by GPTQ.
+    Linear,
+    /// A step of a block that learns.
+    Step,
+    /// A block was learned: what its output lacked before and after ([`crate::model::learned::Learned`]).
+    Learned { layer: usize, errors: [f64; 2] },
+}
 
 /// Frozen weights as they will be stored, in a file that goes when this does.
 pub struct Compensated {
@@ -43,13 +57,26 @@ struct Kept {
 }
 
 impl Compensated {
-    /// Rounds every linear, weighed by these sequences; `each` is told of each. The file lies in `dir`.
+    /// Rounds every linear, weighed by these sequences; `each` is told what was done. The file lies in `dir`.
     pub fn new(
         scales: &Scales,
-        place: Place,
+        wrapping: &Wrapping,
         batches: &[Batch],
         dir: &Path,
-        mut each: impl FnMut(),
+        each: impl FnMut(Did),
+    ) -> Result<Compensated> {
+        match wrapping.rounding {
+            RoundedBy::Learned { .. } => Compensated::made::<bf16>(scales, wrapping, batches, dir, each),
+            _ => Compensated::made::<f32>(scales, wrapping, batches, dir, each),
+        }
+    }
+
+    fn made<E: Element>(
+        scales: &Scales,
+        wrapping: &Wrapping,
+        batches: &[Batch],
+        dir: &Path,
+        mut each: impl FnMut(Did),
     ) -> Result<Compensated> {
         if scales.model.scheme() == Some(scales.scheme) {
             return Err(Error::usage(
@@ -59,19 +86,34 @@ impl Compensated {
         }
         let file = tempfile::tempfile_in(dir).map_err(Error::io(dir, "write"))?;
         let mut made = Compensated { scheme: scales.scheme, path: dir.into(), file, linears: BTreeMap::new(), end: 0 };
-        let (backend, workspace) = (Cpu::<f32>::new(), Workspace::default());
+        let (backend, workspace) = (Cpu::<E>::new(), Workspace::default());
         let mut float = Stream::new(&backend, &scales.model, batches)?;
+        let mut learner = match wrapping.rounding {
+            RoundedBy::Learned { steps } => {
+                Some(Learner::new(&backend, &scales.model, batches, scales.scheme, steps, wrapping.seed)?)
+            }
+            _ => None,
+        };
         let mut stream = Stream::new(&backend, &scales.model, batches)?;
         let widths = widths(&scales.model);
+        let weighed = weighed(batches);
+        let phi = match wrapping.place {
+            // What is stored is what was learned.
+            _ if learner.is_some() => Phi::F32,
+            Place::Inside { phi } => phi,
+            // What is stored is integers.
+            Place::Outside { .. } => Phi::Int,
+        };
         for layer in 0..scales.model.config().layers {
             let host = HostBlock::read(&scales.model, layer)?;
             let block = float.load(&host)?;
-            let mut codes = BTreeMap::new();
+            let mut in_block = BTreeMap::new();
             let of_layer = names::block_linears(scales.model.config(), layer);
             for (input, k) in widths.into_iter().enumerate() {
-                let partly = stream.load(&HostBlock::read(&Rounded { scales, made: &made, codes: &codes }, layer)?)?;
+                let rounded = Rounded { scales, linears: &in_block, learning: false };
+                let partly = stream.load(&HostBlock::read(&rounded, layer)?)?;
                 let (mut gram, mut drift, mut exact) = (vec![0.0; k * k], vec![0.0; k * k], Vec::new());
-                for batch in 0..batches.len() {
+                for batch in 0..weighed {
                     float.show(&block, batch, input..input + 1, false, |_, x| exact = x.to_vec())?;
                     stream.show(&partly, batch, input..input + 1, false, |_, x| {
                         let rows = x.len() / k;
@@ -87,52 +129,59 @@ impl Compensated {
                 let order = Order::new(&gram, drift, k);
                 for (linear, _) in of_layer.iter().zip(INPUT_OF).filter(|(_, of)| *of == input) {
                     let Some(order) = &order else {
-                        return Err(inputs_not_finite(scales, linear, "--rounding gptq"));
+                        return Err(inputs_not_finite(scales, linear, "--rounding"));
                     };
-                    codes.insert(linear.name.clone(), made.round(scales, &workspace, linear, place, order)?);
-                    each();
+                    let mut of = compensate(scales, &workspace, linear, phi, order)?;
+                    if learner.is_none() {
+                        made.keep(wrapping.place, linear, &of)?;
+                        of.z = Vec::new();
+                    }
+                    in_block.insert(linear.name.clone(), of);
+                    each(Did::Linear);
                 }
             }
             float.pass(&block)?;
-            stream.pass(&stream.load(&HostBlock::read(&Rounded { scales, made: &made, codes: &codes }, layer)?)?)?;
+            if let Some(learner) = &mut learner {
+                let rounded = HostBlock::read(&Rounded { scales, linears: &in_block, learning: true }, layer)?;
+                let streams = Streams { inputs: stream.streams(), targets: float.streams() };
+                let learned = learner.learn(&rounded, streams, || each(Did::Step))?;
+                for (linear, [mut z, scale]) in of_layer.iter().zip(learned.linears) {
+                    let codes = pack_z(scales.scheme, linear, &z);
+                    Phi::settle(scales.scheme, &mut z);
+                    let of = Linear { z, scale, codes };
+                    made.keep(wrapping.place, linear, &of)?;
+                    in_block.insert(linear.name.clone(), of);
+                }
+                each(Did::Learned { layer, errors: learned.errors });
+            }
+            let rounded = Rounded { scales, linears: &in_block, learning: false };
+            stream.pass(&stream.load(&HostBlock::read(&rounded, layer)?)?)?;
             host.forget();
         }
         Ok(made)
     }
 
-    /// Rounds a linear and keeps it.
-    fn round(
-        &mut self,
-        scales: &Scales,
-        workspace: &Workspace,
-        linear: &LinearName,
-        place: Place,
-        order: &Order,
-    ) -> Result<Tensor> {
-        let (n, k, scheme) = (linear.n, linear.k, self.scheme);
-        let start = scales.start(linear)?;
-        let mut z = vec![0.0; n * k];
-        z.par_chunks_exact_mut(k).enumerate().for_each(|(row, z)| start.read(row, z));
-        start.forget();
-        let phi = match place {
-            Place::Inside { phi } => phi,
-            // What is stored is integers.
-            Place::Outside { .. } => Phi::Int,
+    /// Keeps a linear as it will be stored.
+    fn keep(&mut self, place: Place, linear: &LinearName, of: &Linear) -> Result<()> {
+        let (k, scheme) = (linear.k, self.scheme);
+        let at = match place {
+            Place::Outside { .. } => self.append(of.codes.bytes())?,
+            Place::Inside { phi } => {
+                let mut bytes = vec![0; linear.n * phi.row_bytes(scheme, k)];
+                pack_phi(
+                    phi,
+                    scheme,
+                    k,
+                    &mut bytes,
+                    #[inline(always)]
+                    |row, z| z.copy_from_slice(&of.z[row * k..][..k]),
+                );
+                self.append(&bytes)?
+            }
         };
-        let scale = order.compensate(workspace, &mut z, &start.grid, scheme, phi);
-        // It only copies: there is nothing to compile for an instruction set.
-        let rows = |first: usize, out: &mut [f32]| out.copy_from_slice(&z[first * k..][..out.len()]);
-        let codes = pack_rows(scheme, n, k, rows);
-        let mut bytes = Vec::new();
-        if let Place::Inside { phi } = place {
-            bytes.resize(n * phi.row_bytes(scheme, k), 0);
-            pack_phi(phi, scheme, k, &mut bytes, rows);
-        }
-        let kept = if bytes.is_empty() { codes.bytes() } else { &bytes };
-        let at = self.append(kept)?;
-        let scales = self.append(bytemuck::cast_slice(&scale))?;
+        let scales = self.append(bytemuck::cast_slice(&of.scale))?;
         self.linears.insert(linear.name.clone(), Kept { at, scales });
-        Ok(codes)
+        Ok(())
     }
 
     /// Where it begins.
@@ -169,11 +218,48 @@ impl Compensated {
     }
 }
 
+/// How many of the batches GPTQ takes its inputs from.
+fn weighed(batches: &[Batch]) -> usize {
+    let mut windows = 0;
+    let before = |batch: &&Batch| {
+        windows += batch.segments.len() as u64 - 1;
+        windows <= RoundedBy::GPTQ_WINDOWS
+    };
+    batches.iter().take_while(before).count()
+}
+
+/// A linear of the block at work, rounded.
+struct Linear {
+    /// Z [n, k], which is rounded.
+    z: Vec<f32>,
+    /// Masters [n, G].
+    scale: Vec<f32>,
+    codes: Tensor,
+}
+
+/// A linear rounded by GPTQ.
+fn compensate(scales: &Scales, workspace: &Workspace, linear: &LinearName, phi: Phi, order: &Order) -> Result<Linear> {
+    let (n, k, scheme) = (linear.n, linear.k, scales.scheme);
+    let start = scales.start(linear)?;
+    let mut z = vec![0.0; n * k];
+    z.par_chunks_exact_mut(k).enumerate().for_each(|(row, z)| start.read(row, z));
+    start.forget();
+    let scale = order.compensate(workspace, &mut z, &start.grid, scheme, phi);
+    let codes = pack_z(scheme, linear, &z);
+    Ok(Linear { z, scale, codes })
+}
+
+fn pack_z(scheme: Scheme, linear: &LinearName, z: &[f32]) -> Tensor {
+    // It only copies: there is nothing to compile for an instruction set.
+    pack_rows(scheme, linear.n, linear.k, |first, out| out.copy_from_slice(&z[first * linear.k..][..out.len()]))
+}
+
 /// The model with some linears of a block rounded.
 struct Rounded<'a> {
     scales: &'a Scales,
-    made: &'a Compensated,
-    codes: &'a BTreeMap<String, Tensor>,
+    linears: &'a BTreeMap<String, Linear>,
+    /// Z and the scales are to be learned.
+    learning: bool,
 }
 
 impl Source for Rounded<'_> {
@@ -186,8 +272,13 @@ impl Source for Rounded<'_> {
     }
 
     fn linear(&self, linear: &LinearName) -> Result<HostLinear> {
-        let Some(codes) = self.codes.get(&linear.name) else { return self.scales.model.linear(linear) };
-        let grid = forward_grid(self.made.grid(self.scales, linear)?);
-        Ok(HostLinear::Codes(Codes::forward(self.scales.scheme, codes.clone(), grid)))
+        let Some(of) = self.linears.get(&linear.name) else { return self.scales.model.linear(linear) };
+        let masters = LinearGrid { scale: of.scale.clone(), zero: self.scales.grid(linear)?.zero };
+        if !self.learning {
+            let grid = forward_grid(masters);
+            return Ok(HostLinear::Codes(Codes::forward(self.scales.scheme, of.codes.clone(), grid)));
+        }
+        let codes = Codes::forward(self.scales.scheme, of.codes.clone(), masters);
+        Ok(HostLinear::Codes(Codes { master: true, latent: Some(of.z.clone()), ..codes }))
     }
 }

@@ -253,7 +253,7 @@ impl Wrapped {
                     let (a, b) = factors()?;
                     adapter = Some(HostAdapter { rank, alpha: w.alpha, a, b });
                 }
-                HostLinear::Codes(Codes { scheme, codes: weights, scale, master: true, zero, adapter })
+                HostLinear::Codes(Codes { scheme, codes: weights, scale, master: true, zero, adapter, latent: None })
             }
         })
     }

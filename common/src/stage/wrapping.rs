@@ -34,16 +34,32 @@ pub struct Wrapping {
     pub seed: u64,
     /// A and B start at what rounding lost, and not at nothing.
     pub from_error: bool,
-    pub rounding: RoundingChoice,
+    pub rounding: RoundedBy,
 }
 
-/// `--rounding`: how the weights are rounded before training; by GPTQ, columns make up for what those before them lost
-/// ([`crate::compute::cpu::gptq`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum RoundingChoice {
+/// How the weights are rounded before training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RoundedBy {
     #[default]
     Nearest,
+    /// Columns make up for what those before them lost ([`crate::compute::cpu::gptq`]).
     Gptq,
+    /// From there on, by so many steps a block, so that each gives what the float model's does ([`crate::model::learned`]).
+    Learned { steps: u64 },
+}
+
+impl RoundedBy {
+    /// Windows of text that it asks for.
+    pub fn windows(self) -> u64 {
+        match self {
+            RoundedBy::Nearest => 0,
+            RoundedBy::Gptq => RoundedBy::GPTQ_WINDOWS,
+            RoundedBy::Learned { .. } => 400,
+        }
+    }
+
+    /// Of these the first, where there are more.
+    pub const GPTQ_WINDOWS: u64 = 128;
 }
 
 impl Wrapping {
@@ -60,8 +76,15 @@ impl Wrapping {
         if *from_error {
             arguments["init"] = "error".into();
         }
-        if *rounding == RoundingChoice::Gptq {
-            arguments["rounding"] = "gptq".into();
+        match rounding {
+            RoundedBy::Nearest => {}
+            RoundedBy::Gptq => arguments["rounding"] = "gptq".into(),
+            RoundedBy::Learned { steps } => {
+                arguments["rounding"] = "learned".into();
+                arguments["steps"] = (*steps).into();
+            }
+        }
+        if rounding.windows() > 0 {
             // It draws the windows of text, whatever the rank.
             arguments["seed"] = (*seed).into();
         }
@@ -74,8 +97,9 @@ impl Wrapping {
         let read = || {
             let rank = args.get("rank")?.as_u64()? as usize;
             let rounding = match args.get("rounding") {
-                None => RoundingChoice::Nearest,
-                Some(word) if word == "gptq" => RoundingChoice::Gptq,
+                None => RoundedBy::Nearest,
+                Some(word) if word == "gptq" => RoundedBy::Gptq,
+                Some(word) if word == "learned" => RoundedBy::Learned { steps: args.get("steps")?.as_u64()? },
                 Some(_) => return None,
             };
             if rank == 0 {
@@ -101,7 +125,7 @@ impl Wrapping {
     }
 
     /// Nothing but the scales is trained.
-    pub fn scales_alone(rounding: RoundingChoice, seed: u64) -> Wrapping {
+    pub fn scales_alone(rounding: RoundedBy, seed: u64) -> Wrapping {
         let place = Place::Outside { targets: Targets::NONE, dropout: 0.0 };
         Wrapping { place, rank: 0, alpha: 1.0, seed, from_error: false, rounding }
     }
@@ -280,7 +304,7 @@ mod tests {
     /// What is recorded is read again.
     #[test]
     fn records() {
-        use RoundingChoice::{Gptq, Nearest};
+        use RoundedBy::{Gptq, Learned, Nearest};
         let inside = Place::Inside { phi: Phi::Q };
         let outside = Place::Outside { targets: "q,up".parse().unwrap(), dropout: 0.05 };
         for wrapping in [
@@ -288,6 +312,7 @@ mod tests {
             Wrapping { place: outside, rank: 8, alpha: 32.0, seed: 1, from_error: true, rounding: Nearest },
             Wrapping::scales_alone(Nearest, 0),
             Wrapping::scales_alone(Gptq, 7),
+            Wrapping::scales_alone(Learned { steps: 100 }, 7),
         ] {
             let Value::Object(args) = wrapping.arguments() else { panic!("an object") };
             assert_eq!(Wrapping::read(Path::new("x"), &args).unwrap(), wrapping);

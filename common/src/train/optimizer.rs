@@ -43,6 +43,7 @@ pub fn step<B: Backend>(
         let peak = match spec.rate {
             Rate::LowRank => recipe.lr_ab,
             Rate::Scale => recipe.lr_scale,
+            Rate::Latent => unreachable!("{}: trained in floating point", spec.name),
         };
         (peak * factor) as f32
     };

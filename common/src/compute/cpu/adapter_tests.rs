@@ -71,7 +71,7 @@ fn computed<E: Element>(golden: &Golden, dropout: Option<Dropout>, kept: bool, s
     // Twice, on a workspace as it was left.
     for _ in 0..2 {
         (ds, da, db) = (ones(scale.len()), ones(a.len()), ones(b.len()));
-        let grads = Gradients { scale: scales.then_some(&mut ds), factors: Some([&mut da, &mut db]) };
+        let grads = Gradients { scale: scales.then_some(&mut ds), factors: Some([&mut da, &mut db]), latent: None };
         let branch = Branch { weight: linear.weight(dropout, kept), dy: &dy, grads: Some(grads) };
         cpu.linears_backward(&x, rows, [branch], Output::set(&mut dx));
     }
@@ -147,11 +147,11 @@ fn fused<E: Element + PartialEq>(n: usize, k: usize, rank: usize, rows: usize, d
     let branch = |grads| Branch { weight: one.weight(dropout, true), dy: &dy[0], grads };
     let gradients = || [cpu.zeros(n * rank).unwrap(), cpu.zeros(rank * k).unwrap()];
     let ([mut a0, mut b0], [mut a1, mut b1]) = (gradients(), gradients());
-    let grads = Gradients { scale: None, factors: Some([&mut a0, &mut b0]) };
+    let grads = Gradients { scale: None, factors: Some([&mut a0, &mut b0]), latent: None };
     cpu.linears_backward(&x, rows, [branch(Some(grads))], Output::set(&mut dout));
     let (mut gate, mut up) = (narrow(8, rows * k), narrow(9, rows * k));
     let g: Vec<f64> = gate.iter().map(|g| f64::from(g.to_f32())).collect();
-    let grads = Gradients { scale: None, factors: Some([&mut a1, &mut b1]) };
+    let grads = Gradients { scale: None, factors: Some([&mut a1, &mut b1]), latent: None };
     cpu.swiglu_backward(&x, rows, branch(Some(grads)), &mut gate, &mut up);
     assert!(a0[..] == a1[..] && b0[..] == b1[..]);
     for ((up, g), dout) in up.iter().zip(g).zip(&dout[..]) {

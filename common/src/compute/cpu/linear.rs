@@ -94,17 +94,17 @@ fn split<'a, E: Element>(
     dy: &'a [E],
     grads: Option<Gradients<'a, Cpu<E>>>,
 ) -> (Option<Beside<'a, E>>, Option<WeightGradient<'a, E>>) {
-    let (scale, factors) = grads.map_or((None, None), |g| (g.scale, g.factors));
+    let (scale, factors, latent) = grads.map_or((None, None, None), |g| (g.scale, g.factors, g.latent));
     let factors = factors.map(|factors| factors.map(|f| &mut f[..]));
-    let scale = scale.map(|scale| &mut scale[..]);
+    let (scale, latent) = (scale.map(|scale| &mut scale[..]), latent.map(|latent| &mut latent[..]));
     match made {
         MadeWeight::Float(_) => (None, None),
         MadeWeight::Quantized(of) if matches!(w, Weight::LowRank(_)) => {
-            (None, scale.map(|scale| WeightGradient { w: of, dy, scale, factors }))
+            (None, scale.map(|scale| WeightGradient { w: of, dy, scale, factors, latent: None }))
         }
         MadeWeight::Quantized(of) => {
             let adapter = beside(w, x, rows, Some(Back { dy, grads: factors }));
-            (adapter, scale.map(|scale| WeightGradient { w: of, dy, scale, factors: None }))
+            (adapter, scale.map(|scale| WeightGradient { w: of, dy, scale, factors: None, latent }))
         }
     }
 }

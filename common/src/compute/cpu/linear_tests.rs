@@ -6,7 +6,7 @@ use super::Cpu;
 use super::aligned::Aligned;
 use super::element::Element;
 use super::testing::{on_thread_pools, random};
-use crate::compute::backend::{Backend, Branch, Gradients, LowRank, Output, Weight};
+use crate::compute::backend::{Backend, Branch, Codes, Gradients, LowRank, Output, Weight};
 use crate::format::tensor::{Dtype, Tensor};
 use crate::quant::{Phi, Scheme, grid};
 
@@ -105,6 +105,8 @@ struct Values<T> {
     ds: Vec<T>,
     da: Vec<T>,
     db: Vec<T>,
+    /// Of Z itself.
+    dz: Vec<T>,
 }
 
 fn definition<E: Element>(c: &Case, x: &[E], dy: &[E]) -> Values<f64> {
@@ -117,6 +119,7 @@ fn definition<E: Element>(c: &Case, x: &[E], dy: &[E]) -> Values<f64> {
         ds: vec![0.0; c.scale.len()],
         da: vec![0.0; n * r],
         db: vec![0.0; r * k],
+        dz: vec![0.0; n * k],
     };
     for i in 0..n {
         for j in 0..k {
@@ -133,6 +136,7 @@ fn definition<E: Element>(c: &Case, x: &[E], dy: &[E]) -> Values<f64> {
             }
             v.ds[at] += dw * f64::from(code - zero);
             let dz = if z.round_ties_even() == code { dw * f64::from(s) } else { 0.0 };
+            v.dz[i * k + j] = dz;
             for rank in 0..r {
                 v.da[i * r + rank] += factor * dz * f64::from(c.b[rank * k + j]);
                 v.db[rank * k + j] += factor * f64::from(c.a[i * r + rank]) * dz;
@@ -160,9 +164,30 @@ fn computed<E: Element>(c: &Case, x: &[E], dy: &[E], keep: bool) -> Values<f32> 
     let (mut ds, mut da, mut db) = (ones(0), ones(0), ones(0));
     for _ in 0..2 {
         (ds, da, db) = (ones(c.scale.len()), ones(c.a.len()), ones(c.b.len()));
-        let grads = Some(Gradients { scale: Some(&mut ds), factors: Some([&mut da, &mut db]) });
+        let grads = Some(Gradients { scale: Some(&mut ds), factors: Some([&mut da, &mut db]), latent: None });
         let branch = Branch { weight: low(keep.then_some(&integers)), dy: &dy, grads };
         cpu.linears_backward(&x, c.rows, [branch], Output::Activation(&mut dx));
+    }
+    // The same Z, learned weight by weight: beside its integers the backward pass reads nothing.
+    let (mut spare, mut dz) = (ones(c.scale.len()), ones(c.n * c.k));
+    if keep && c.scheme.bits < 8 {
+        let weight = Weight::Codes(Codes {
+            codes: &Tensor::owned(Vec::new(), Dtype::I32, vec![0]),
+            scheme: c.scheme,
+            scale: &scale,
+            master: true,
+            zero: zero.as_ref(),
+            integers: Some(&integers),
+            adapter: None,
+            n: c.n,
+            k: c.k,
+        });
+        let grads = Some(Gradients { scale: Some(&mut spare), factors: None, latent: Some(&mut dz) });
+        let mut again = cpu.activation(c.rows * c.k).unwrap();
+        let branch = Branch { weight, dy: &dy, grads };
+        cpu.linears_backward(&x, c.rows, [branch], Output::Activation(&mut again));
+        let bits = |values: &[E]| values.iter().map(|x| x.to_f32().to_bits()).collect::<Vec<u32>>();
+        assert!(bits(&again) == bits(&dx) && spare[..] == ds[..]);
     }
     Values {
         y: y.to_vec(),
@@ -170,6 +195,7 @@ fn computed<E: Element>(c: &Case, x: &[E], dy: &[E], keep: bool) -> Values<f32> 
         ds: ds.to_vec(),
         da: da.to_vec(),
         db: db.to_vec(),
+        dz: dz.to_vec(),
     }
 }
 
@@ -207,6 +233,10 @@ fn check<E: Element>(limits: [f64; 3]) {
             assert!(error <= limit, "{word} φ {stored} {shape:?}: {what} is off by {error:.1e}");
         }
         let kept = computed(&c, &x, &dy, true);
+        if c.scheme.bits < 8 {
+            let off = error(&kept.dz, &want.dz, 1.0);
+            assert!(off <= product, "{word} φ {stored} {shape:?}: dZ is off by {off:.1e}");
+        }
         let bits = |v: &Values<f32>| {
             let all = [&v.y, &v.dx, &v.ds, &v.da, &v.db];
             all.into_iter().flatten().map(|x| x.to_bits()).collect::<Vec<u32>>()
@@ -214,7 +244,7 @@ fn check<E: Element>(limits: [f64; 3]) {
         assert!(bits(&kept) == bits(&got), "{word} φ {stored}: kept integers change the result");
         on_thread_pools(|| {
             let v = computed(&c, &x, &dy, true);
-            [v.y, v.dx, v.ds, v.da, v.db].concat()
+            [v.y, v.dx, v.ds, v.da, v.db, v.dz].concat()
         });
     }
 }
@@ -267,7 +297,7 @@ fn together<E: Element>(n: [usize; 2], k: usize, rows: usize, unit: f64) {
         branches.push(Branch {
             weight: weight(i),
             dy: &dy[i],
-            grads: Some(Gradients { scale: Some(scale), factors: Some([a, b]) }),
+            grads: Some(Gradients { scale: Some(scale), factors: Some([a, b]), latent: None }),
         });
     }
     let branches: [Branch<Cpu<E>>; 2] = branches.try_into().ok().unwrap();
@@ -280,7 +310,7 @@ fn together<E: Element>(n: [usize; 2], k: usize, rows: usize, unit: f64) {
         let branch = Branch {
             weight: weight(i),
             dy: &dy[i],
-            grads: Some(Gradients { scale: Some(scale), factors: Some([a, b]) }),
+            grads: Some(Gradients { scale: Some(scale), factors: Some([a, b]), latent: None }),
         };
         cpu.linears_backward(&x, rows, [branch], Output::set(&mut dx));
         for (together, alone) in together.iter().zip(&alone) {
@@ -322,9 +352,11 @@ fn through_swiglu<E: Element>(n: usize, k: usize, rows: usize, unit: f64) {
     let (mut alone, mut together) = ([0; 2].map(|_| up(&vec![0.0; n * 4])), [0; 2].map(|_| up(&vec![0.0; 4 * k])));
     let mut ds = [0; 2].map(|_| up(&vec![0.0; n]));
     let (mut dout, before) = (up(&vec![0.0; rows * k]), (gate.to_vec(), up_.to_vec()));
-    let grads = Some(Gradients { scale: Some(&mut ds[0]), factors: Some([&mut alone[0], &mut together[0]]) });
+    let grads =
+        Some(Gradients { scale: Some(&mut ds[0]), factors: Some([&mut alone[0], &mut together[0]]), latent: None });
     cpu.linears_backward(&inner, rows, [Branch { weight: weight(), dy: &dy, grads }], Output::set(&mut dout));
-    let grads = Some(Gradients { scale: Some(&mut ds[1]), factors: Some([&mut alone[1], &mut together[1]]) });
+    let grads =
+        Some(Gradients { scale: Some(&mut ds[1]), factors: Some([&mut alone[1], &mut together[1]]), latent: None });
     cpu.swiglu_backward(&inner, rows, Branch { weight: weight(), dy: &dy, grads }, &mut gate, &mut up_);
     assert_eq!((&ds[0][..], &alone[0][..], &together[0][..]), (&ds[1][..], &alone[1][..], &together[1][..]));
     for at in 0..rows * k {

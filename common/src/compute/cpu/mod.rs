@@ -16,6 +16,7 @@ pub mod weight_gradient;
 pub mod gather;
 mod head;
 pub mod gptq;
+pub mod learned;
 pub mod low_rank;
 pub mod adamw;
 pub mod attention;

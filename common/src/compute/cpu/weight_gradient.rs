@@ -1,4 +1,4 @@
-//! The gradients of A, B and s from dŴ = dyᵀ·x, tile by tile: dŴ never exists whole.
+//! The gradients of A, B and s, or of Z itself, from dŴ = dyᵀ·x, tile by tile: dŴ never exists whole.
 //!
 //! ds = Σ G·(W_Z − z); dZ = G·s·1[qmin ≤ round(Z) ≤ qmax]; dA = (α/r)·dZ·Bᵀ; dB = (α/r)·Aᵀ·dZ (LR-QAT, equation 8 with
 //! the straight-through estimator; no LSQ term, since Φ0 uses the frozen s0).
@@ -51,13 +51,14 @@ fn parts<K: Kernel>(n: usize) -> (usize, usize) {
     (unit, panels.div_ceil(unit))
 }
 
-/// One of the weights of an input: dy [rows, n], and where ds [n, G] and, of a low-rank weight, dA [n, r] and dB [r, k] are
-/// added.
+/// One of the weights of an input: dy [rows, n], and where ds [n, G] and, of a low-rank weight, dA [n, r] and dB [r, k], or,
+/// of one with fixed integers, dZ [n, k] are added.
 pub struct WeightGradient<'a, E> {
     pub w: &'a QuantizedRows<'a, E>,
     pub dy: &'a [E],
     pub scale: &'a mut [f32],
     pub factors: Option<[&'a mut [f32]; 2]>,
+    pub latent: Option<&'a mut [f32]>,
 }
 
 /// Adds the gradients of all weights of the input x [rows, k], which is packed once.
@@ -84,12 +85,13 @@ fn weight_gradient<K: Kernel, E: Element>(
     rows: usize,
     of: WeightGradient<E>,
 ) {
-    let WeightGradient { w, dy, scale, factors } = of;
+    let WeightGradient { w, dy, scale, factors, latent } = of;
     let (n, k) = (w.n, w.grid.k);
     let dy = Left::new(kernel, &Lines::new(dy, n, rows, (1, n)), &mut scratch.dy);
     let ds = ToF32::new(scale, n, w.grid.groups, w.grid.groups, true);
     let (Stored::Real(real), Some([da, db])) = (&w.stored, factors) else {
-        return product(kernel, &dy, x, Split::Rows(1), &ToGradients { w, ds, factors: None });
+        let latent = latent.map(|latent| ToF32::new(latent, n, k, k, true));
+        return product(kernel, &dy, x, Split::Rows(1), &ToGradients { w, ds, factors: None, latent });
     };
     let f = &real.of;
     let r = f.rank;
@@ -107,7 +109,7 @@ fn weight_gradient<K: Kernel, E: Element>(
         da: ToF32::new(da, n, r, r, true),
         db: parts.chunks_exact_mut(r * k).map(|part| ToF32::new(part, r, k, k, false)).collect(),
     };
-    product(kernel, &dy, x, Split::Rows(unit), &ToGradients { w, ds, factors: Some(factors) });
+    product(kernel, &dy, x, Split::Rows(unit), &ToGradients { w, ds, factors: Some(factors), latent: None });
     add_parts(parts, db);
 }
 
@@ -133,6 +135,7 @@ struct ToGradients<'a, K: Kernel, E> {
     w: &'a QuantizedRows<'a, E>,
     ds: ToF32<'a>,
     factors: Option<ToFactors<'a, K>>,
+    latent: Option<ToF32<'a>>,
 }
 
 /// Where dZ goes of a weight that has low-rank factors.
@@ -164,6 +167,9 @@ impl<K: Kernel, E: Element> Sink<K> for ToGradients<'_, K, E> {
             #[inline(always)]
             || self.to_dz(first..first + rows, from..from + columns, tile),
         );
+        if let Some(latent) = &self.latent {
+            Sink::<K>::store(latent, kernel, &mut (), row, column, tile);
+        }
         let Some(factors) = &self.factors else { return };
         let dz = &tile[..rows * COLUMNS];
         let (steps, row_steps) = (columns.div_ceil(K::STEP), rows.div_ceil(K::STEP));

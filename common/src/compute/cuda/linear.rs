@@ -145,6 +145,7 @@ impl Cuda {
         match w {
             Weight::Float { .. } => {}
             Weight::Codes(_) => {
+                assert!(grads.latent.is_none(), "weights are learned one by one on the CPU alone");
                 if let Some(scale) = grads.scale {
                     for panel in panels(n, k, GRADIENT) {
                         self.panel_gradients(x, rows, w, dy, panel, scale, |_, _| {});

@@ -81,6 +81,10 @@ fn fixed(making: &Making) -> bool {
 fn rounding(making: &Making) -> &'static str {
     match wrapped(making).and_then(|arguments| arguments.get("rounding")) {
         Some(word) if word == "gptq" => "by GPTQ (Frantar et al. 2022, arXiv:2210.17323)",
+        Some(word) if word == "learned" => {
+            "by GPTQ (Frantar et al. 2022, arXiv:2210.17323), from where it was learned block by block from the float \
+             model's outputs (as EfficientQAT's Block-AP does; Chen et al. 2024, arXiv:2407.11062)"
+        }
         _ => "to nearest",
     }
 }

@@ -33,7 +33,7 @@ impl Case for Adapters {
         let scales = n * self.word.parse::<crate::quant::Scheme>().unwrap().groups(k);
         let (mut ds, mut da, mut db) = (ones(scales), ones(n * rank), ones(rank * k));
         let mut dx = b.zeros(rows * k).unwrap();
-        let grads = Gradients { scale: Some(&mut ds), factors: Some([&mut da, &mut db]) };
+        let grads = Gradients { scale: Some(&mut ds), factors: Some([&mut da, &mut db]), latent: None };
         let first = Branch { weight: one.weight(self.dropout, self.kept), dy: &dy[0], grads: Some(grads) };
         let second = Branch { weight: two.weight(self.dropout, self.kept), dy: &dy[1], grads: None };
         b.linears_backward(&x, rows, [first, second], Output::set(&mut dx));
@@ -44,7 +44,7 @@ impl Case for Adapters {
 
         // Scales that are not trained.
         let (mut dgate, mut dup) = (narrow(b, &random(9, rows * k)), narrow(b, &random(10, rows * k)));
-        let grads = Gradients { scale: None, factors: Some([&mut da, &mut db]) };
+        let grads = Gradients { scale: None, factors: Some([&mut da, &mut db]), latent: None };
         let down = Branch { weight: one.weight(self.dropout, self.kept), dy: &dy[0], grads: Some(grads) };
         b.swiglu_backward(&x, rows, down, &mut dgate, &mut dup);
         found.push(("dgate", wide(b, &dgate, rows * k)));

@@ -109,7 +109,7 @@ impl<'h, B: Backend> OnDevice<'h, B> {
         let OnDevice { of, phi, scale, zero, a, b, integers, shape, grads } = self;
         let weight = weight_of(of, phi, [scale, a, b], zero.as_ref(), kept.then_some(integers), *shape);
         let [scale, a, b] = grads;
-        Branch { weight, dy, grads: Some(Gradients { scale: Some(scale), factors: Some([a, b]) }) }
+        Branch { weight, dy, grads: Some(Gradients { scale: Some(scale), factors: Some([a, b]), latent: None }) }
     }
 }
 
