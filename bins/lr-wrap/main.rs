@@ -18,6 +18,7 @@ use common::quant::Phi;
 use common::stage::compensated::{Compensated, Did};
 use common::stage::init::{Factors, fit_error};
 use common::stage::record::{self, Begin, Kind, Record};
+use common::stage::rounded::{self, RoundedBlocks};
 use common::stage::scales::Scales;
 use common::stage::shards::Shards;
 use common::stage::wrapped;
@@ -123,10 +124,11 @@ fn run() -> Result<()> {
             for (name, bytes) in scales.model.support_files()? {
                 record.files.insert(name.clone(), write_file(&part.join(&name), &bytes)?);
             }
-            let compensated = compensated(&args, &scales, &wrapping, shards.as_ref(), &part)?;
+            let compensated = compensated(&args, &scales, &wrapping, shards.as_ref(), &part, &record)?;
             let fitted = fitted(&args, &scales, &wrapping, shards.as_ref(), compensated.as_ref())?;
             let digest = write_tensors(&args, &scales, &wrapping, &fitted, compensated.as_ref(), &part)?;
             record.files.insert(wrapped::FILE.into(), digest);
+            part.remove(rounded::is_directory)?;
             record::commit(part, &record)?;
         }
     }
@@ -230,23 +232,32 @@ fn rounded_by(args: &Args) -> Result<RoundedBy> {
 }
 
 /// The weights rounded by GPTQ, or learned, if it is asked for.
-fn compensated(
+fn compensated<'a>(
     args: &Args,
     scales: &Scales,
     wrapping: &Wrapping,
     shards: Option<&Shards>,
-    part: &PartDir,
-) -> Result<Option<Compensated>> {
+    part: &'a PartDir,
+    record: &Record,
+) -> Result<Option<Compensated<'a>>> {
     let (RoundedBy::Gptq | RoundedBy::Learned { .. }, Some(shards)) = (wrapping.rounding, shards) else {
         return Ok(None);
     };
     let batches = sampled(scales, shards, wrapping.seed, wrapping.rounding.windows())?;
     let config = scales.model.config();
-    let (linears, blocks) = (names::linears(config).len() as u64, config.layers as u64);
-    let steps = if let RoundedBy::Learned { steps } = wrapping.rounding { blocks * steps } else { 0 };
-    let bar = progress::count(&args.common, word(args.rounding), linears + steps);
-    let made = Compensated::new(scales, wrapping, &batches, part.path(), |did| match did {
+    let rounded = RoundedBlocks::open(part, record, config, scales.scheme, wrapping)?;
+    let blocks = config.layers;
+    if rounded.count() > 0 {
+        let goes_on =
+            format!("{}: {} of {blocks} blocks are rounded: it goes on", part.path().display(), rounded.count());
+        cli::say(&args.common, "lr-wrap", goes_on);
+    }
+    let steps = if let RoundedBy::Learned { steps } = wrapping.rounding { steps } else { 0 };
+    let of_block = names::LINEARS.len() as u64 + steps;
+    let bar = progress::count(&args.common, word(args.rounding), of_block * blocks as u64);
+    let made = Compensated::new(scales, wrapping, &batches, rounded, |did| match did {
         Did::Linear | Did::Step => bar.inc(1),
+        Did::Before => bar.inc(of_block),
         Did::Learned { layer, errors: [before, after] } => bar.suspend(|| {
             let done = format!("block {} of {blocks}: its output lacked {before:.5}, lacks {after:.5}", layer + 1);
             cli::say(&args.common, "lr-wrap", done);

@@ -90,5 +90,26 @@ fn learned_loses_less_than_gptq() {
     let made = "lr-wrap scales --shards SHARDS --rank 0 --rounding learned --steps 3 --seed 0 -o wrapped";
     assert!(card.contains("learned block by block") && card.contains(made), "{card}");
 
+    // Killed when a block is done, it goes on with the next, to the same bytes.
+    let line = format!("{line} --steps 3 --phi q");
+    let mut child = dir.start(&format!("{line} -o killed"));
+    let first_block = || {
+        let entries = fs::read_dir(dir.join("killed.part")).ok()?;
+        entries.flatten().find_map(|entry| fs::metadata(entry.path().join("0")).ok())
+    };
+    while first_block().is_none() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let again = dir.run(&format!("{line} -o killed"));
+    assert!(again.stderr.contains("blocks are rounded: it goes on"), "{}", again.stderr);
+    again.ok();
+    let wrapped = |name: &str| fs::read(dir.join(name).join("wrapped.safetensors")).unwrap();
+    assert!(wrapped("killed") == wrapped("inside"));
+    let left: Vec<_> = fs::read_dir(dir.join("killed")).unwrap().flatten().filter(|e| e.path().is_dir()).collect();
+    assert!(left.is_empty(), "{left:?}");
+
     dir.run("qat-step learned --shards shards --steps 2 --batch 2 --seq 64 -o trained").ok();
 }

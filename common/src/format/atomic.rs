@@ -1,11 +1,11 @@
 //! Outputs appear whole or not at all: everything is written to `X.part/`, locked while a process is at it, and
 //! becomes `X` by one rename after fsync.
 
-use std::cell::Cell;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crate::error::{Error, Result};
@@ -103,7 +103,7 @@ pub struct PartDir {
     /// Held as long as this lives.
     _lock: File,
     /// Whether the directory outlives a failure.
-    kept: Cell<bool>,
+    kept: AtomicBool,
 }
 
 const LOCK: &str = ".lock";
@@ -134,7 +134,7 @@ impl PartDir {
                 return Err(e);
             }
         };
-        let dir = PartDir { target: target.to_path_buf(), part, _lock: lock, kept: Cell::new(false) };
+        let dir = PartDir { target: target.to_path_buf(), part, _lock: lock, kept: AtomicBool::new(false) };
         if !dir.entries()?.is_empty() {
             dir.keep();
         }
@@ -143,7 +143,7 @@ impl PartDir {
 
     /// From now on the directory outlives a failure: it holds what a later run goes on from.
     pub fn keep(&self) {
-        self.kept.set(true);
+        self.kept.store(true, Ordering::Relaxed);
     }
 
     pub fn path(&self) -> &Path {
@@ -166,7 +166,7 @@ impl PartDir {
         Ok(paths)
     }
 
-    /// Removes what `unwanted` says of its entries, by name.
+    /// Removes what `unwanted` says of its entries, by name. If nothing is left, there is nothing to keep.
     pub fn remove(&self, unwanted: impl Fn(&str) -> bool) -> Result<()> {
         for path in self.entries()? {
             if unwanted(&path.file_name().unwrap_or_default().to_string_lossy()) {
@@ -174,14 +174,15 @@ impl PartDir {
                 gone.map_err(Error::io(&path, "remove"))?;
             }
         }
+        if self.entries()?.is_empty() {
+            self.kept.store(false, Ordering::Relaxed);
+        }
         Ok(())
     }
 
     /// Removes everything but the lock: nothing is left that a later run could go on from.
     pub fn clear(&self) -> Result<()> {
-        self.remove(|_| true)?;
-        self.kept.set(false);
-        Ok(())
+        self.remove(|_| true)
     }
 
     /// fsync, then the one rename. An existing target (`--force`) is moved aside first and removed after. The lock
@@ -209,7 +210,7 @@ impl PartDir {
 
 impl Drop for PartDir {
     fn drop(&mut self) {
-        if !self.kept.get() {
+        if !self.kept.load(Ordering::Relaxed) {
             let _ = fs::remove_dir_all(&self.part);
         }
     }

@@ -3,14 +3,12 @@
 //! can learn its rounding from there on.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::init::inputs_not_finite;
+use super::rounded::RoundedBlocks;
 use super::scales::Scales;
 use super::wrapped::pack_phi;
 use super::wrapping::{Place, RoundedBy, Wrapping};
@@ -32,6 +30,8 @@ use crate::quant::{LinearGrid, Phi, Scheme, pack};
 
 /// What was done of the work.
 pub enum Did {
+    /// A block that was rounded before was passed.
+    Before,
     /// A linear was rounded by GPTQ.
     Linear,
     /// A step of a block that learns.
@@ -40,34 +40,24 @@ pub enum Did {
     Learned { layer: usize, errors: [f64; 2] },
 }
 
-/// Frozen weights as they will be stored, in a file that goes when this does.
-pub struct Compensated {
+/// Weights as they will be stored.
+pub struct Compensated<'a> {
     scheme: Scheme,
-    path: PathBuf,
-    file: File,
-    linears: BTreeMap<String, Kept>,
-    end: u64,
+    blocks: RoundedBlocks<'a>,
 }
 
-/// Of a linear.
-struct Kept {
-    /// Where its weights begin, and its scales behind them.
-    at: u64,
-    scales: u64,
-}
-
-impl Compensated {
-    /// Rounds every linear, weighed by these sequences; `each` is told what was done. The file lies in `dir`.
+impl<'a> Compensated<'a> {
+    /// Rounds every linear that `blocks` does not have, weighed by these sequences; `each` is told what was done.
     pub fn new(
         scales: &Scales,
         wrapping: &Wrapping,
         batches: &[Batch],
-        dir: &Path,
+        blocks: RoundedBlocks<'a>,
         each: impl FnMut(Did),
-    ) -> Result<Compensated> {
+    ) -> Result<Compensated<'a>> {
         match wrapping.rounding {
-            RoundedBy::Learned { .. } => Compensated::made::<bf16>(scales, wrapping, batches, dir, each),
-            _ => Compensated::made::<f32>(scales, wrapping, batches, dir, each),
+            RoundedBy::Learned { .. } => Compensated::made::<bf16>(scales, wrapping, batches, blocks, each),
+            _ => Compensated::made::<f32>(scales, wrapping, batches, blocks, each),
         }
     }
 
@@ -75,17 +65,15 @@ impl Compensated {
         scales: &Scales,
         wrapping: &Wrapping,
         batches: &[Batch],
-        dir: &Path,
+        mut blocks: RoundedBlocks<'a>,
         mut each: impl FnMut(Did),
-    ) -> Result<Compensated> {
+    ) -> Result<Compensated<'a>> {
         if scales.model.scheme() == Some(scales.scheme) {
             return Err(Error::usage(
                 format!("{}: its integers were there before: they are not rounded again", scales.stage.dir.display()),
                 "leave --rounding gptq out",
             ));
         }
-        let file = tempfile::tempfile_in(dir).map_err(Error::io(dir, "write"))?;
-        let mut made = Compensated { scheme: scales.scheme, path: dir.into(), file, linears: BTreeMap::new(), end: 0 };
         let (backend, workspace) = (Cpu::<E>::new(), Workspace::default());
         let mut float = Stream::new(&backend, &scales.model, batches)?;
         let mut learner = match wrapping.rounding {
@@ -107,8 +95,20 @@ impl Compensated {
         for layer in 0..scales.model.config().layers {
             let host = HostBlock::read(&scales.model, layer)?;
             let block = float.load(&host)?;
-            let mut in_block = BTreeMap::new();
             let of_layer = names::block_linears(scales.model.config(), layer);
+            let mut in_block = BTreeMap::new();
+            if layer < blocks.count() {
+                for linear in &of_layer {
+                    in_block.insert(linear.name.clone(), Linear::stored(&blocks, scales.scheme, wrapping, linear)?);
+                }
+                float.pass(&block)?;
+                let rounded = Rounded { scales, linears: &in_block, learning: false };
+                stream.pass(&stream.load(&HostBlock::read(&rounded, layer)?)?)?;
+                host.forget();
+                each(Did::Before);
+                continue;
+            }
+            let mut bytes = Vec::new();
             for (input, k) in widths.into_iter().enumerate() {
                 let rounded = Rounded { scales, linears: &in_block, learning: false };
                 let partly = stream.load(&HostBlock::read(&rounded, layer)?)?;
@@ -133,7 +133,7 @@ impl Compensated {
                     };
                     let mut of = compensate(scales, &workspace, linear, phi, order)?;
                     if learner.is_none() {
-                        made.keep(wrapping.place, linear, &of)?;
+                        of.store(scales.scheme, wrapping.place, linear, &mut bytes);
                         of.z = Vec::new();
                     }
                     in_block.insert(linear.name.clone(), of);
@@ -149,73 +149,43 @@ impl Compensated {
                     let codes = pack_z(scales.scheme, linear, &z);
                     Phi::settle(scales.scheme, &mut z);
                     let of = Linear { z, scale, codes };
-                    made.keep(wrapping.place, linear, &of)?;
+                    of.store(scales.scheme, wrapping.place, linear, &mut bytes);
                     in_block.insert(linear.name.clone(), of);
                 }
                 each(Did::Learned { layer, errors: learned.errors });
             }
+            blocks.add(&bytes)?;
             let rounded = Rounded { scales, linears: &in_block, learning: false };
             stream.pass(&stream.load(&HostBlock::read(&rounded, layer)?)?)?;
             host.forget();
         }
-        Ok(made)
-    }
-
-    /// Keeps a linear as it will be stored.
-    fn keep(&mut self, place: Place, linear: &LinearName, of: &Linear) -> Result<()> {
-        let (k, scheme) = (linear.k, self.scheme);
-        let at = match place {
-            Place::Outside { .. } => self.append(of.codes.bytes())?,
-            Place::Inside { phi } => {
-                let mut bytes = vec![0; linear.n * phi.row_bytes(scheme, k)];
-                pack_phi(
-                    phi,
-                    scheme,
-                    k,
-                    &mut bytes,
-                    #[inline(always)]
-                    |row, z| z.copy_from_slice(&of.z[row * k..][..k]),
-                );
-                self.append(&bytes)?
-            }
-        };
-        let scales = self.append(bytemuck::cast_slice(&of.scale))?;
-        self.linears.insert(linear.name.clone(), Kept { at, scales });
-        Ok(())
-    }
-
-    /// Where it begins.
-    fn append(&mut self, bytes: &[u8]) -> Result<u64> {
-        let at = self.end;
-        self.file.write_all_at(bytes, at).map_err(Error::io(&self.path, "write"))?;
-        self.end += bytes.len() as u64;
-        Ok(at)
+        Ok(Compensated { scheme: scales.scheme, blocks })
     }
 
     /// The frozen weights of a linear.
-    pub fn read(&self, linear: &str, out: &mut [u8]) -> Result<()> {
-        self.read_at(self.linears[linear].at, out)
-    }
-
-    fn read_at(&self, at: u64, out: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(out, at).map_err(Error::io(&self.path, "read"))
+    pub fn read(&self, linear: &LinearName, out: &mut [u8]) -> Result<()> {
+        self.blocks.frozen(linear, out)
     }
 
     /// The scales and zero points that a linear was rounded by.
     pub fn grid(&self, scales: &Scales, linear: &LinearName) -> Result<LinearGrid> {
         let mut grid = scales.grid(linear)?;
-        self.read_at(self.linears[&linear.name].scales, bytemuck::cast_slice_mut(&mut grid.scale))?;
+        self.blocks.scales(linear, &mut grid.scale)?;
         Ok(grid)
     }
 
     /// The integers of a linear, where they are what is stored.
     pub fn codes(&self, scales: &Scales, linear: &LinearName) -> Result<Codes> {
-        let words = pack::words(linear.k, self.scheme.bits);
-        let mut bytes = vec![0; 4 * linear.n * words];
-        self.read(&linear.name, &mut bytes)?;
-        let codes = Tensor::owned(bytes, Dtype::I32, vec![linear.n, words]);
+        let codes = stored_codes(&self.blocks, self.scheme, linear)?;
         Ok(Codes::forward(self.scheme, codes, forward_grid(self.grid(scales, linear)?)))
     }
+}
+
+fn stored_codes(blocks: &RoundedBlocks, scheme: Scheme, linear: &LinearName) -> Result<Tensor> {
+    let words = pack::words(linear.k, scheme.bits);
+    let mut bytes = vec![0; 4 * linear.n * words];
+    blocks.frozen(linear, &mut bytes)?;
+    Ok(Tensor::owned(bytes, Dtype::I32, vec![linear.n, words]))
 }
 
 /// How many of the batches GPTQ takes its inputs from.
@@ -235,6 +205,48 @@ struct Linear {
     /// Masters [n, G].
     scale: Vec<f32>,
     codes: Tensor,
+}
+
+impl Linear {
+    /// Adds it to its block as it will be stored.
+    fn store(&self, scheme: Scheme, place: Place, linear: &LinearName, block: &mut Vec<u8>) {
+        let k = linear.k;
+        match place {
+            Place::Outside { .. } => block.extend_from_slice(self.codes.bytes()),
+            Place::Inside { phi } => {
+                let at = block.len();
+                block.resize(at + linear.n * phi.row_bytes(scheme, k), 0);
+                pack_phi(
+                    phi,
+                    scheme,
+                    k,
+                    &mut block[at..],
+                    #[inline(always)]
+                    |row, z| z.copy_from_slice(&self.z[row * k..][..k]),
+                );
+            }
+        }
+        block.extend_from_slice(bytemuck::cast_slice(&self.scale));
+    }
+
+    /// As the stored ones have it; without Z.
+    fn stored(blocks: &RoundedBlocks, scheme: Scheme, wrapping: &Wrapping, linear: &LinearName) -> Result<Linear> {
+        let codes = match wrapping.place {
+            Place::Outside { .. } => stored_codes(blocks, scheme, linear)?,
+            Place::Inside { phi } => {
+                let row_bytes = phi.row_bytes(scheme, linear.k);
+                let mut bytes = vec![0; linear.n * row_bytes];
+                blocks.frozen(linear, &mut bytes)?;
+                let row = |(z, bytes): (&mut [f32], &[u8])| phi.unpack_row(scheme, bytes, z);
+                pack_rows(scheme, linear.n, linear.k, |first, z| {
+                    z.chunks_exact_mut(linear.k).zip(bytes[first * row_bytes..].chunks_exact(row_bytes)).for_each(row);
+                })
+            }
+        };
+        let mut scale = vec![0.0; linear.n * scheme.groups(linear.k)];
+        blocks.scales(linear, &mut scale)?;
+        Ok(Linear { z: Vec::new(), scale, codes })
+    }
 }
 
 /// A linear rounded by GPTQ.

@@ -12,6 +12,7 @@ pub mod init;
 pub mod open;
 pub mod record;
 pub mod report;
+pub mod rounded;
 pub mod scales;
 pub mod shards;
 pub mod wrapped;

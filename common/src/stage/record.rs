@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::checkpoint;
+use super::{checkpoint, rounded};
 use crate::error::{Error, Result};
 use crate::format::atomic::{FileDigest, PartDir, write_file};
 
@@ -105,6 +105,17 @@ impl Record {
     /// In an older format, which holds all of it.
     pub fn in_format(self, format_version: u32) -> Record {
         Record { format_version, ..self }
+    }
+
+    /// Digest of what it is made from, and by what.
+    pub fn making(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        let by = (&self.tool_version, self.format_version, &self.scheme, &self.arguments);
+        hash.update(serde_json::to_string(&by).expect("arguments are plain JSON").as_bytes());
+        for input in &self.inputs {
+            hash.update(input.digest.as_bytes());
+        }
+        hash.finalize().to_hex().to_string()
     }
 
     /// Made by the same tool from the same inputs with the same arguments as `want`? If not: found, expected.
@@ -265,7 +276,7 @@ pub enum Begin {
 }
 
 /// Looks at `out`: there and made the same way is done, otherwise there needs `--force`. Of what a stopped process left
-/// a checkpoint goes on; any other stage begins anew.
+/// a checkpoint goes on, and so does the rounding of weights of the same making; any other stage begins anew.
 pub fn begin(out: &Path, want: &Record, force: bool) -> Result<Begin> {
     refuse_own_input(out, want)?;
     if done_already(out, want, force)? {
@@ -288,7 +299,10 @@ pub fn begin(out: &Path, want: &Record, force: bool) -> Result<Begin> {
                 "choose another -o, or remove it with --force",
             ));
         }
-        part.clear()?;
+        let goes_on = (want.kind == Kind::Wrapped && !force).then(|| rounded::directory(want));
+        part.remove(|name| goes_on.as_deref() != Some(name))?;
+    } else {
+        part.remove(rounded::is_directory)?;
     }
     Ok(Begin::Write(part))
 }

@@ -77,7 +77,7 @@ pub fn write(
         let (linear, suffix) = place(spec);
         match (linear, suffix.as_str()) {
             (Some(linear), "phi" | "codes") => match (compensated, w.place) {
-                (Some(of), _) => of.read(&linear.name, made.room(spec.bytes())?)?,
+                (Some(of), _) => of.read(linear, made.room(spec.bytes())?)?,
                 (None, Place::Inside { phi }) => downcast(scales, linear, phi, made.room(spec.bytes())?)?,
                 (None, Place::Outside { .. }) => made.store(scales.rounded(linear)?.codes),
             },
