@@ -83,7 +83,7 @@ fn adapters_start_at_the_error() {
     dir.run(&line).ok();
     dir.run("ptq-init folded -o kept").ok();
     for (flags, told) in [
-        ("coarse --shards shards", "--shards without --rounding gptq or --init error"),
+        ("coarse --shards shards", "--shards without --rounding gptq or learned, or --init error"),
         ("coarse --rank 0 --init error", "--init error with --rank 0"),
         ("coarse --rank 0 --alpha 2", "--alpha with --rank 0"),
         ("coarse --init error --alpha 0", "--alpha 0"),
