@@ -71,7 +71,7 @@ impl<'a> Compensated<'a> {
         if scales.model.scheme() == Some(scales.scheme) {
             return Err(Error::usage(
                 format!("{}: its integers were there before: they are not rounded again", scales.stage.dir.display()),
-                "leave --rounding gptq out",
+                "leave --rounding out",
             ));
         }
         let (backend, workspace) = (Cpu::<E>::new(), Workspace::default());
