@@ -22,22 +22,24 @@ impl Kept {
         if let Some(parent) = file.parent().filter(|p| !p.as_os_str().is_empty()) {
             fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
         }
+        let asked = |one: &&ArtefactReport| artefacts.iter().any(|path| path.display().to_string() == one.path);
         let mut known = Vec::new();
         for path in [file.to_path_buf(), beside(file, ".part")] {
-            match fs::read(&path) {
+            let found = match fs::read(&path) {
                 // What is no report of ours holds no figures to keep; it is replaced only if it is one.
-                Ok(bytes) => known.extend(parse(&path, &bytes)?.artefacts),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Ok(bytes) => parse(&path, &bytes)?.artefacts,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(Error::io(&path, "read")(e)),
+            };
+            if force {
+                continue;
             }
-        }
-        if force {
-            known.clear();
-        }
-        let asked = |one: &&ArtefactReport| artefacts.iter().any(|path| path.display().to_string() == one.path);
-        if let Some(other) = known.iter().find(|one| !asked(one)) {
-            let what = format!("{}: it holds figures of {}, which is not to be measured", file.display(), other.path);
-            return Err(Error::usage(what, "name that one too, give another -o, or use --force to replace them"));
+            if let Some(other) = found.iter().find(|one| !asked(one)) {
+                let what =
+                    format!("{}: it holds figures of {}, which is not to be measured", path.display(), other.path);
+                return Err(Error::usage(what, "name that one too, give another -o, or use --force to replace them"));
+            }
+            known.extend(found);
         }
         Ok(Kept { file: Some(file.to_path_buf()), known })
     }

@@ -316,6 +316,11 @@ fn figures_of_a_report_are_kept() {
     let said = dir.run(&scales_alone).fails(2);
     assert!(said.contains("report.json: it holds figures of model, ") && said.contains("--force"), "{said}");
     assert_eq!(fs::read_to_string(dir.join("report.json")).unwrap(), before);
+    // Of an evaluation that was stopped it is the unfinished file that has them.
+    fs::rename(dir.join("report.json"), dir.join("report.json.part")).unwrap();
+    let said = dir.run(&scales_alone).fails(2);
+    assert!(said.contains("report.json.part: it holds figures of model, ") && said.contains("--force"), "{said}");
+    fs::remove_file(dir.join("report.json.part")).unwrap();
     fs::write(dir.join("report.json"), marked.to_string()).unwrap();
     let forced = dir.run(&format!("{line} --force")).ok();
     assert!(!forced.contains("1.500"), "--force measures again: {forced}");
