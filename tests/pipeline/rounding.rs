@@ -103,6 +103,13 @@ fn learned_loses_less_than_gptq() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
+    // Blocks take long: no other run drops them.
+    let blocks = dir.contents("killed.part");
+    for other in [format!("{line} --seed 1"), format!("ptq-init {DEMO}/model --scheme w4g16")] {
+        let e = dir.run(&format!("{other} -o killed")).fails(1);
+        assert!(e.contains("killed.part: another rounding that was stopped") && e.contains("--force"), "{e}");
+        assert!(dir.contents("killed.part") == blocks, "{other}");
+    }
     let again = dir.run(&format!("{line} -o killed"));
     assert!(again.stderr.contains("blocks are rounded: it goes on"), "{}", again.stderr);
     again.ok();

@@ -25,7 +25,7 @@ use crate::model::host::{Codes, HostLinear, Source, forward_grid, pack_rows};
 use crate::model::inputs::{INPUT_OF, Stream, widths};
 use crate::model::learned::{Learner, Streams};
 use crate::model::names::{self, LinearName};
-use crate::model::weights::HostBlock;
+use crate::model::weights::{Block, HostBlock};
 use crate::quant::{LinearGrid, Phi, Scheme, pack};
 
 /// What was done of the work.
@@ -74,89 +74,23 @@ impl<'a> Compensated<'a> {
                 "leave --rounding out",
             ));
         }
-        let (backend, workspace) = (Cpu::<E>::new(), Workspace::default());
-        let mut float = Stream::new(&backend, &scales.model, batches)?;
-        let mut learner = match wrapping.rounding {
-            RoundedBy::Learned { steps } => {
-                Some(Learner::new(&backend, &scales.model, batches, scales.scheme, steps, wrapping.seed)?)
-            }
-            _ => None,
-        };
-        let mut stream = Stream::new(&backend, &scales.model, batches)?;
-        let widths = widths(&scales.model);
-        let weighed = weighed(batches);
-        let phi = match wrapping.place {
-            // What is stored is what was learned.
-            _ if learner.is_some() => Phi::F32,
-            Place::Inside { phi } => phi,
-            // What is stored is integers.
-            Place::Outside { .. } => Phi::Int,
-        };
+        let backend = Cpu::<E>::new();
+        let mut rounding = Rounding::new(&backend, scales, wrapping, batches)?;
         for layer in 0..scales.model.config().layers {
             let host = HostBlock::read(&scales.model, layer)?;
-            let block = float.load(&host)?;
-            let of_layer = names::block_linears(scales.model.config(), layer);
-            let mut in_block = BTreeMap::new();
-            if layer < blocks.count() {
-                for linear in &of_layer {
-                    in_block.insert(linear.name.clone(), Linear::stored(&blocks, scales.scheme, wrapping, linear)?);
-                }
-                float.pass(&block)?;
-                let rounded = Rounded { scales, linears: &in_block, learning: false };
-                stream.pass(&stream.load(&HostBlock::read(&rounded, layer)?)?)?;
-                host.forget();
+            let block = rounding.float.load(&host)?;
+            let of_block = if layer < blocks.count() {
+                rounding.float.pass(&block)?;
                 each(Did::Before);
-                continue;
-            }
-            let mut bytes = Vec::new();
-            for (input, k) in widths.into_iter().enumerate() {
-                let rounded = Rounded { scales, linears: &in_block, learning: false };
-                let partly = stream.load(&HostBlock::read(&rounded, layer)?)?;
-                let (mut gram, mut drift, mut exact) = (vec![0.0; k * k], vec![0.0; k * k], Vec::new());
-                for batch in 0..weighed {
-                    float.show(&block, batch, input..input + 1, false, |_, x| exact = x.to_vec())?;
-                    stream.show(&partly, batch, input..input + 1, false, |_, x| {
-                        let rows = x.len() / k;
-                        let (columns, lines) = (Lines::new(x, k, rows, (1, k)), Lines::columns(x, rows, k));
-                        workspace.multiply_f32(&columns, &lines, ToF32::new(&mut gram, k, k, k, true));
-                        for (exact, x) in exact.iter_mut().zip(x) {
-                            *exact -= x;
-                        }
-                        let columns = Lines::new(&exact, k, rows, (1, k));
-                        workspace.multiply_f32(&columns, &lines, ToF32::new(&mut drift, k, k, k, true));
-                    })?;
-                }
-                let order = Order::new(&gram, drift, k);
-                for (linear, _) in of_layer.iter().zip(INPUT_OF).filter(|(_, of)| *of == input) {
-                    let Some(order) = &order else {
-                        return Err(inputs_not_finite(scales, linear, "--rounding"));
-                    };
-                    let mut of = compensate(scales, &workspace, linear, phi, order)?;
-                    if learner.is_none() {
-                        of.store(scales.scheme, wrapping.place, linear, &mut bytes);
-                        of.z = Vec::new();
-                    }
-                    in_block.insert(linear.name.clone(), of);
-                    each(Did::Linear);
-                }
-            }
-            float.pass(&block)?;
-            if let Some(learner) = &mut learner {
-                let rounded = HostBlock::read(&Rounded { scales, linears: &in_block, learning: true }, layer)?;
-                let streams = Streams { inputs: stream.streams(), targets: float.streams() };
-                let learned = learner.learn(&rounded, streams, || each(Did::Step))?;
-                for (linear, [mut z, scale]) in of_layer.iter().zip(learned.linears) {
-                    let codes = pack_z(scales.scheme, linear, &z);
-                    Phi::settle(scales.scheme, &mut z);
-                    let of = Linear { z, scale, codes };
-                    of.store(scales.scheme, wrapping.place, linear, &mut bytes);
-                    in_block.insert(linear.name.clone(), of);
-                }
-                each(Did::Learned { layer, errors: learned.errors });
-            }
-            blocks.add(&bytes)?;
-            let rounded = Rounded { scales, linears: &in_block, learning: false };
-            stream.pass(&stream.load(&HostBlock::read(&rounded, layer)?)?)?;
+                rounding.stored(&blocks, layer)?
+            } else {
+                let mut of_block = rounding.by_gptq(&block, layer, &mut each)?;
+                rounding.float.pass(&block)?;
+                rounding.learn(layer, &mut of_block, &mut each)?;
+                blocks.add(&of_block.bytes)?;
+                of_block
+            };
+            rounding.pass(layer, &of_block)?;
             host.forget();
         }
         Ok(Compensated { scheme: scales.scheme, blocks })
@@ -196,6 +130,146 @@ fn weighed(batches: &[Batch]) -> usize {
         windows <= RoundedBy::GPTQ_WINDOWS
     };
     batches.iter().take_while(before).count()
+}
+
+/// A block at work.
+#[derive(Default)]
+struct OfBlock {
+    /// Those linears of it that are rounded.
+    linears: BTreeMap<String, Linear>,
+    /// What is stored of them.
+    bytes: Vec<u8>,
+}
+
+/// The text on its way through the float model and through what is rounded of it.
+struct Rounding<'b, E: Element> {
+    scales: &'b Scales,
+    wrapping: &'b Wrapping,
+    workspace: Workspace,
+    float: Stream<'b, Cpu<E>>,
+    rounded: Stream<'b, Cpu<E>>,
+    learner: Option<Learner<'b, E>>,
+    /// How many of the batches GPTQ takes its inputs from.
+    weighed: usize,
+}
+
+impl<'b, E: Element> Rounding<'b, E> {
+    fn new(
+        backend: &'b Cpu<E>,
+        scales: &'b Scales,
+        wrapping: &'b Wrapping,
+        batches: &'b [Batch],
+    ) -> Result<Rounding<'b, E>> {
+        let learner = match wrapping.rounding {
+            RoundedBy::Learned { steps } => {
+                Some(Learner::new(backend, &scales.model, batches, scales.scheme, steps, wrapping.seed)?)
+            }
+            _ => None,
+        };
+        let (float, rounded) =
+            (Stream::new(backend, &scales.model, batches)?, Stream::new(backend, &scales.model, batches)?);
+        let (workspace, weighed) = (Workspace::default(), weighed(batches));
+        Ok(Rounding { scales, wrapping, workspace, float, rounded, learner, weighed })
+    }
+
+    fn linears(&self, layer: usize) -> [LinearName; 7] {
+        names::block_linears(self.scales.model.config(), layer)
+    }
+
+    /// A block that was rounded before.
+    fn stored(&self, blocks: &RoundedBlocks, layer: usize) -> Result<OfBlock> {
+        let mut of_block = OfBlock::default();
+        for linear in self.linears(layer) {
+            let stored = Linear::stored(blocks, self.scales.scheme, self.wrapping, &linear)?;
+            of_block.linears.insert(linear.name, stored);
+        }
+        Ok(of_block)
+    }
+
+    /// What was rounded so far of a block, as `load` reads it; to be learned, with Z.
+    fn read(&self, layer: usize, of_block: &OfBlock, learning: bool) -> Result<HostBlock> {
+        HostBlock::read(&Rounded { scales: self.scales, linears: &of_block.linears, learning }, layer)
+    }
+
+    /// Takes the text through a rounded block.
+    fn pass(&mut self, layer: usize, of_block: &OfBlock) -> Result<()> {
+        let block = self.rounded.load(&self.read(layer, of_block, false)?)?;
+        self.rounded.pass(&block)
+    }
+
+    /// Rounds a block input by input.
+    fn by_gptq(&mut self, block: &Block<Cpu<E>>, layer: usize, each: &mut impl FnMut(Did)) -> Result<OfBlock> {
+        let phi = match self.wrapping.place {
+            // What is stored is what was learned.
+            _ if self.learner.is_some() => Phi::F32,
+            Place::Inside { phi } => phi,
+            // What is stored is integers.
+            Place::Outside { .. } => Phi::Int,
+        };
+        let (linears, mut of_block) = (self.linears(layer), OfBlock::default());
+        for (input, k) in widths(&self.scales.model).into_iter().enumerate() {
+            let order = self.order(block, layer, &of_block, input, k)?;
+            for (linear, _) in linears.iter().zip(INPUT_OF).filter(|(_, of)| *of == input) {
+                let Some(order) = &order else {
+                    return Err(inputs_not_finite(self.scales, linear, "--rounding"));
+                };
+                let mut of = compensate(self.scales, &self.workspace, linear, phi, order)?;
+                if self.learner.is_none() {
+                    of.store(self.scales.scheme, self.wrapping.place, linear, &mut of_block.bytes);
+                    of.z = Vec::new();
+                }
+                of_block.linears.insert(linear.name.clone(), of);
+                each(Did::Linear);
+            }
+        }
+        Ok(of_block)
+    }
+
+    /// How the columns are visited that an input of width k meets, and what they make up for; none if it is not finite.
+    fn order(
+        &mut self,
+        block: &Block<Cpu<E>>,
+        layer: usize,
+        of_block: &OfBlock,
+        input: usize,
+        k: usize,
+    ) -> Result<Option<Order>> {
+        let partly = self.rounded.load(&self.read(layer, of_block, false)?)?;
+        let (mut gram, mut drift, mut exact) = (vec![0.0; k * k], vec![0.0; k * k], Vec::new());
+        for batch in 0..self.weighed {
+            self.float.show(block, batch, input..input + 1, false, |_, x| exact = x.to_vec())?;
+            self.rounded.show(&partly, batch, input..input + 1, false, |_, x| {
+                let rows = x.len() / k;
+                let (columns, lines) = (Lines::new(x, k, rows, (1, k)), Lines::columns(x, rows, k));
+                self.workspace.multiply_f32(&columns, &lines, ToF32::new(&mut gram, k, k, k, true));
+                for (exact, x) in exact.iter_mut().zip(x) {
+                    *exact -= x;
+                }
+                let columns = Lines::new(&exact, k, rows, (1, k));
+                self.workspace.multiply_f32(&columns, &lines, ToF32::new(&mut drift, k, k, k, true));
+            })?;
+        }
+        Ok(Order::new(&gram, drift, k))
+    }
+
+    /// Learns a block on from there, if that is asked for; the text of the float model is past it, that of the rounded not.
+    fn learn(&mut self, layer: usize, of_block: &mut OfBlock, each: &mut impl FnMut(Did)) -> Result<()> {
+        let Some(mut learner) = self.learner.take() else { return Ok(()) };
+        let host = self.read(layer, of_block, true)?;
+        let (scheme, place) = (self.scales.scheme, self.wrapping.place);
+        let streams = Streams { inputs: self.rounded.streams(), targets: self.float.streams() };
+        let learned = learner.learn(&host, streams, || each(Did::Step))?;
+        for (linear, [mut z, scale]) in self.linears(layer).into_iter().zip(learned.linears) {
+            let codes = pack_z(scheme, &linear, &z);
+            Phi::settle(scheme, &mut z);
+            let of = Linear { z, scale, codes };
+            of.store(scheme, place, &linear, &mut of_block.bytes);
+            of_block.linears.insert(linear.name, of);
+        }
+        each(Did::Learned { layer, errors: learned.errors });
+        self.learner = Some(learner);
+        Ok(())
+    }
 }
 
 /// A linear of the block at work, rounded.

@@ -290,21 +290,28 @@ pub fn begin(out: &Path, want: &Record, force: bool) -> Result<Begin> {
     if done_already(out, want, force)? {
         return Ok(Begin::Done);
     }
-    if want.kind != Kind::Checkpoint {
-        if !force && holds_training(&part)? {
-            return Err(Error::input(
-                part.path(),
-                "a training that was stopped",
-                "nothing, or an unfinished stage",
-                "choose another -o, or remove it with --force",
-            ));
-        }
-        let goes_on = (want.kind == Kind::Wrapped && !force).then(|| rounded::directory(want));
-        part.remove(|name| goes_on.as_deref() != Some(name))?;
-    } else {
-        part.remove(rounded::is_directory)?;
+    let goes_on = (want.kind == Kind::Wrapped && !force).then(|| rounded::directory(want));
+    if let Some(there) = work_of_another(&part, want, goes_on.as_deref())?.filter(|_| !force) {
+        return Err(Error::input(
+            part.path(),
+            there,
+            "nothing, or an unfinished stage",
+            "choose another -o, or remove it with --force",
+        ));
+    }
+    match want.kind {
+        Kind::Checkpoint => part.remove(rounded::is_directory)?,
+        _ => part.remove(|name| goes_on.as_deref() != Some(name))?,
     }
     Ok(Begin::Write(part))
+}
+
+/// What another run was stopped at, which took long: blocks that are rounded, or a training.
+fn work_of_another(part: &PartDir, want: &Record, goes_on: Option<&str>) -> Result<Option<&'static str>> {
+    if want.kind != Kind::Checkpoint && holds_training(part)? {
+        return Ok(Some("a training that was stopped"));
+    }
+    Ok(rounded::of_another(part, goes_on)?.then_some("another rounding that was stopped"))
 }
 
 /// Are there saves in it, or a checkpoint that only lacks its name?

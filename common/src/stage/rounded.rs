@@ -17,6 +17,8 @@ use crate::quant::Scheme;
 
 /// What the names of their directories begin with.
 const DIRECTORY: &str = "rounded-";
+/// The first block.
+const FIRST: &str = "0";
 /// One that is not whole yet.
 const WRITING: &str = "writing";
 
@@ -28,6 +30,15 @@ pub fn is_directory(name: &str) -> bool {
 /// The directory of such a run.
 pub fn directory(record: &Record) -> String {
     format!("{DIRECTORY}{}", &record.making()[..16])
+}
+
+/// Are there blocks in it that another run than that of this directory rounded?
+pub fn of_another(part: &PartDir, directory: Option<&str>) -> Result<bool> {
+    let blocks = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        is_directory(&name) && Some(&*name) != directory && path.join(FIRST).exists()
+    };
+    Ok(part.entries()?.iter().any(blocks))
 }
 
 pub struct RoundedBlocks<'a> {
