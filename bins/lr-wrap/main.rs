@@ -55,7 +55,7 @@ struct Args {
     /// the float model's does (learned; needs --shards)
     #[arg(long, value_enum, default_value = "nearest")]
     rounding: RoundingWord,
-    /// With --rounding learned: steps of 8 windows that each block learns by [default: 200]
+    /// With --rounding learned: steps of 8 windows that each block learns by [default: 100]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// error: A and B start as the best product of their rank for what rounding lost
@@ -219,7 +219,7 @@ fn word(rounding: RoundingWord) -> &'static str {
 }
 
 fn rounded_by(args: &Args) -> Result<RoundedBy> {
-    const STEPS: u64 = 200;
+    const STEPS: u64 = 100;
     match (args.rounding, args.steps) {
         (RoundingWord::Learned, Some(0)) => {
             Err(Error::usage("--steps 0: nothing is learned", "give --rounding gptq, or some steps"))

@@ -25,10 +25,11 @@ use crate::quant::{Scheme, lowrank};
 const TOGETHER: usize = 2;
 /// Batches at the end that nothing is learned from: they say what came of it.
 const HELD_BACK: usize = 4;
-/// What Z moves by in the first step, in steps of the grid; down to nothing in the last.
-const RATE: f32 = 0.005;
+/// What Z moves by in the first step, in parts of the grid; down to nothing in the last. Of 16 integers a 160th of a step, of
+/// 8 an 80th: gradients are of errors, which grow with the step.
+const RATE: f32 = 0.1;
 /// The same of the scales, in parts of their mean.
-const SCALE_RATE: f32 = 1e-4;
+const SCALE_RATE: f32 = 3e-3;
 /// Half of the weights lie within a quarter of a step from where they round otherwise, and gradients of few tokens do not agree:
 /// what most of them say is waited for.
 const BETAS: [f32; 2] = [0.95, 0.999];
@@ -90,7 +91,8 @@ impl<'a, E: Element> Learner<'a, E> {
         let block = host.load(b, &mut params)?;
         let zeros = || params.zeros_like(b);
         let (mut grads, mut moments) = (zeros()?, Moments::F32 { m: zeros()?, v: zeros()? });
-        let rates: Vec<f32> = params.specs.iter().zip(&params.values).map(|(spec, x)| rate(spec.rate, x)).collect();
+        let rates: Vec<f32> =
+            params.specs.iter().zip(&params.values).map(|(spec, x)| rate(spec.rate, x, self.scheme)).collect();
         self.model.params = params;
         self.round();
         let (started, before) = (self.linears(), self.error(&block, streams));
@@ -156,9 +158,9 @@ impl<'a, E: Element> Learner<'a, E> {
     }
 }
 
-fn rate(rate: Rate, values: &[f32]) -> f32 {
+fn rate(rate: Rate, values: &[f32], scheme: Scheme) -> f32 {
     match rate {
-        Rate::Latent => RATE,
+        Rate::Latent => RATE / 2f32.powi(scheme.bits as i32),
         Rate::Scale => SCALE_RATE * values.iter().sum::<f32>() / values.len() as f32,
         Rate::LowRank => unreachable!("A and B are not trained here"),
     }
