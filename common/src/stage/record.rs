@@ -276,7 +276,8 @@ pub enum Begin {
 }
 
 /// Looks at `out`: there and made the same way is done, otherwise there needs `--force`. Of what a stopped process left
-/// a checkpoint goes on, and so does the rounding of weights of the same making; any other stage begins anew.
+/// a checkpoint goes on, and so does the rounding of weights of the same making; what took others long stands in the way until
+/// `--force`; any other stage begins anew.
 pub fn begin(out: &Path, want: &Record, force: bool) -> Result<Begin> {
     refuse_own_input(out, want)?;
     if done_already(out, want, force)? {
