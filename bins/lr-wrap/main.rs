@@ -292,19 +292,23 @@ fn input_sizes(scales: &Scales, shards: &Shards, seed: u64) -> Result<MeanSquare
     mean_squares(&Cpu::<f32>::new(), &scales.model, &sampled(scales, shards, seed, WINDOWS)?)
 }
 
-/// Windows of the text, a few at a time.
+/// Windows of the text, a few at a time: by the same seed those that qat-step's first steps see, if they are of as many
+/// tokens and its batch is as large, as they are by default.
 fn sampled(scales: &Scales, shards: &Shards, seed: u64, count: u64) -> Result<Vec<Batch>> {
     const TOKENS: usize = 512;
-    const TOGETHER: usize = 4;
+    const TOGETHER: u64 = 4;
     let (dir, files) = (&scales.stage.dir, scales.model.support_files()?);
     shards.check_tokenizer(dir, Tokenizer::from_files(dir, &files)?.digest())?;
     let (windows, vocab) = (shards.windows(TOKENS, false)?, scales.model.config().vocab);
-    let read = (0..count).map(|i| {
-        let (shard, at) = windows.sample(seed, 0, i);
-        shards.read(shard, at, TOKENS, vocab)
-    });
-    let read = read.collect::<Result<Vec<_>>>()?;
-    Ok(read.chunks(TOGETHER).map(|some| Batch::next_token(some.iter().map(|tokens| tokens.as_slice()))).collect())
+    let batch = |t: u64| {
+        let read = (0..TOGETHER).map(|i| {
+            let (shard, at) = windows.sample(seed, t, i);
+            shards.read(shard, at, TOKENS, vocab)
+        });
+        let read = read.collect::<Result<Vec<_>>>()?;
+        Ok(Batch::next_token(read.iter().map(|tokens| tokens.as_slice())))
+    };
+    (0..count / TOGETHER).map(batch).collect()
 }
 
 fn write_tensors(
